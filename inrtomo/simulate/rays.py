@@ -1,0 +1,156 @@
+"""Line integrals of a specimen at the deformed coordinates of every raw pixel."""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from inrtomo.alignment import Alignment
+
+F32 = NDArray[np.float32]
+Array = NDArray[np.float64]
+
+
+def project_specimen(density: F32, alignment: Alignment, tilt: int, margin: int = 0) -> F32:
+    """Image ``(ny + 2 margin, nx + 2 margin)`` of a specimen ``[z, y, x]`` (density x px) in raw pixels.
+
+    Every pixel's own ray, through the aligned point that the full map (linear and warp) sends to it, is marched
+    through the density with trilinear interpolation in steps of at most one voxel, weighted by their length.
+    The specimen's centre index is the origin of specimen space; outside it the density is zero.
+    """
+    return _march_image(np.ascontiguousarray(density.transpose(1, 0, 2)), alignment, tilt, margin)
+
+
+def project_series(density: F32, alignment: Alignment, margin: int = 0) -> F32:
+    """All images ``(n_tilts, ny + 2 margin, nx + 2 margin)``; see `project_specimen`."""
+    by_row = np.ascontiguousarray(density.transpose(1, 0, 2))
+    return np.stack([_march_image(by_row, alignment, m, margin) for m in range(alignment.n_tilts)])
+
+
+def _march_image(by_row: F32, alignment: Alignment, tilt: int, margin: int) -> F32:
+    if alignment.x_tilt_deg[tilt]:
+        raise ValueError("rays of an x-tilted specimen leave its rows; tilt the slab instead")
+    nx, ny = alignment.image_size
+    x = np.arange(-margin, nx + margin) - (nx - 1) / 2
+    y = np.arange(-margin, ny + margin) - (ny - 1) / 2
+    u = aligned_positions(alignment, tilt, x, y)
+    along_y = abs(alignment.linear[tilt, 0, 1]) > abs(alignment.linear[tilt, 0, 0])
+    if along_y:  # raw columns are specimen rows: walk them so that neighbouring rays share memory
+        u = np.ascontiguousarray(u.transpose(1, 0, 2))
+    angle = np.deg2rad(alignment.tilt_deg[tilt])
+    image = np.zeros(u.shape[:2], dtype=np.float32)
+    _march(by_row, u, np.cos(angle), np.sin(angle), image)
+    return np.ascontiguousarray(image.T) if along_y else image
+
+
+def aligned_positions(alignment: Alignment, tilt: int, x: Array, y: Array) -> Array:
+    """Aligned points ``(len(y), len(x), 2)`` of the raw pixels at ``x``, ``y`` (px from the centre).
+
+    The same as `Alignment.raw_to_aligned` on a lattice, compiled for bicubic warps.
+    """
+    warp = alignment.warp
+    if warp is not None and (warp.interpolation != "bicubic" or min(len(warp.x), len(warp.y)) < 3):
+        return alignment.raw_to_aligned(tilt, np.stack(np.meshgrid(x, y), axis=-1))
+    linear, shift = alignment.linear[tilt], alignment.shift_px[tilt]
+    px, py = np.meshgrid(x, y)
+    u = np.stack([px, py], axis=-1) @ linear.T + shift
+    if warp is not None:
+        padded = np.pad(warp.vectors[tilt], ((2, 2), (2, 2), (0, 0)), mode="reflect", reflect_type="odd")
+        _undo_warp(u, padded, warp.x[0], warp.x[1] - warp.x[0], warp.y[0], warp.y[1] - warp.y[0])
+    return np.ascontiguousarray(u)
+
+
+@nb.njit(fastmath=True, cache=True)
+def _weights(f):  # type: ignore[no-untyped-def]
+    f2, f3 = f * f, f * f * f
+    return (
+        0.5 * (-f + 2.0 * f2 - f3),
+        0.5 * (2.0 - 5.0 * f2 + 3.0 * f3),
+        0.5 * (f + 4.0 * f2 - 3.0 * f3),
+        0.5 * (f3 - f2),
+    )
+
+
+@nb.njit(parallel=True, cache=True)
+def _undo_warp(u, nodes, x0, dx, y0, dy):  # type: ignore[no-untyped-def]
+    """Solve ``u + w(u) = u_linear`` in place; ``nodes`` are control vectors continued by two on every side."""
+    ny, nx = nodes.shape[0] - 4, nodes.shape[1] - 4
+    for row in nb.prange(u.shape[0]):
+        for col in range(u.shape[1]):
+            lx, ly = u[row, col, 0], u[row, col, 1]
+            ux, uy = lx, ly
+            for _ in range(50):
+                tx = min(max((ux - x0) / dx, -1.0), float(nx))
+                ty = min(max((uy - y0) / dy, -1.0), float(ny))
+                i = min(max(int(np.floor(tx)), -1), nx - 1)
+                j = min(max(int(np.floor(ty)), -1), ny - 1)
+                a, b = _weights(tx - i), _weights(ty - j)
+                wx, wy = 0.0, 0.0
+                for q in range(4):
+                    sx, sy = 0.0, 0.0
+                    for p in range(4):
+                        sx += a[p] * nodes[j + q + 1, i + p + 1, 0]
+                        sy += a[p] * nodes[j + q + 1, i + p + 1, 1]
+                    wx += b[q] * sx
+                    wy += b[q] * sy
+                nx_, ny_ = lx - wx, ly - wy
+                done = abs(nx_ - ux) + abs(ny_ - uy) < 1e-6
+                ux, uy = nx_, ny_
+                if done:
+                    break
+            u[row, col, 0], u[row, col, 1] = ux, uy
+
+
+@nb.njit(parallel=True, fastmath=True, cache=True)
+def _march(by_row, u, cosine, sine, image):  # type: ignore[no-untyped-def]
+    """``by_row`` is ``[y, z, x]``, so that a ray, which keeps its y, stays in two neighbouring planes."""
+    n_y, n_z, n_x = by_row.shape
+    cy, cz, cx = (n_y - 1) / 2, (n_z - 1) / 2, (n_x - 1) / 2
+    for row in nb.prange(u.shape[0]):
+        for col in range(u.shape[1]):
+            y = u[row, col, 1] + cy
+            if y <= -1.0 or y >= n_y:
+                continue
+            j = int(np.floor(y))
+            fy = np.float32(y - j)
+            low = by_row[max(j, 0)]
+            high = by_row[min(j + 1, n_y - 1)]
+            w_low = np.float32(1) - fy if j >= 0 else np.float32(0)
+            w_high = fy if j + 1 < n_y else np.float32(0)
+            # the part of the ray inside the box that trilinear interpolation reaches
+            ux = u[row, col, 0]
+            start, stop = (-cz - 1 - ux * sine) / cosine, (cz + 1 - ux * sine) / cosine
+            if abs(sine) > 1e-9:
+                a, b = (ux * cosine - cx - 1) / sine, (ux * cosine + cx + 1) / sine
+                start, stop = max(start, min(a, b)), min(stop, max(a, b))
+            elif abs(ux) > cx + 1:
+                continue
+            if stop <= start:
+                continue
+            steps = int(np.ceil(stop - start))
+            length = (stop - start) / steps
+            total = np.float32(0)
+            for k in range(steps):
+                t = start + (k + 0.5) * length
+                x = ux * cosine - t * sine + cx
+                z = ux * sine + t * cosine + cz
+                i, m = int(np.floor(x)), int(np.floor(z))
+                fx, fz = np.float32(x - i), np.float32(z - m)
+                if i >= 0 and m >= 0 and i < n_x - 1 and m < n_z - 1:
+                    gx, gz = np.float32(1) - fx, np.float32(1) - fz
+                    v_low = gz * (gx * low[m, i] + fx * low[m, i + 1]) + fz * (
+                        gx * low[m + 1, i] + fx * low[m + 1, i + 1]
+                    )
+                    v_high = gz * (gx * high[m, i] + fx * high[m, i + 1]) + fz * (
+                        gx * high[m + 1, i] + fx * high[m + 1, i + 1]
+                    )
+                    total += w_low * v_low + w_high * v_high
+                else:
+                    for dz in range(2):
+                        for dx in range(2):
+                            if 0 <= i + dx < n_x and 0 <= m + dz < n_z:
+                                wx = fx if dx else np.float32(1) - fx
+                                wz = fz if dz else np.float32(1) - fz
+                                total += wx * wz * (w_low * low[m + dz, i + dx] + w_high * high[m + dz, i + dx])
+            image[row, col] = total * np.float32(length)
