@@ -1,0 +1,18 @@
+"""Backends of grid fields. Each module has a class ``Kernels`` with the same methods, checked by the same tests.
+
+``cpu``: numba, float32, what fits use. ``reference``: plain torch, float64, what tests compare with.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+BACKENDS = ("cpu", "reference")
+
+
+def load(name: str) -> Any:
+    """The ``Kernels`` class of a backend."""
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; use one of {', '.join(BACKENDS)}")
+    return import_module(f"inrtomo.fields.kernels.{name}").Kernels
