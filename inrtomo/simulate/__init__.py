@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.simulate.acquisition import tilt_scheme, true_alignment
 from inrtomo.simulate.camera import CTF_MARGIN_PX, expose, transfer
+from inrtomo.simulate.files import write_simulation
 from inrtomo.simulate.rays import project_series
 from inrtomo.simulate.settings import SimulationSettings
+from inrtomo.simulate.simulation import Simulation
 from inrtomo.simulate.specimen import make_specimen, view_of
 
 __all__ = ["Simulation", "SimulationSettings", "simulate", "write_simulation"]
 
-F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """A tilt series and everything about it.
-
-    Attributes:
-        images, odd, even: ``(n_tilts, ny, nx)``, ordered by tilt angle. The full image is the mean of its halves,
-            with camera counts their sum.
-        signal: the same without noise.
-        alignment: the true one; its ``excluded`` names the blank tilts.
-        volume: true density ``[z, ny, nx]`` over the view, solvent 0, centre index = origin.
-        tilt_deg: nominal angles; order: acquisition index of every image.
-        meta: seed, settings, SNR, blanks, bead positions and the like, fit for JSON.
-    """
-
-    images: F32
-    odd: F32
-    even: F32
-    signal: F32
-    alignment: Alignment
-    volume: F32
-    tilt_deg: Array
-    order: NDArray[np.int64]
-    settings: SimulationSettings
-    meta: dict[str, Any]
 
 
 def simulate(settings: SimulationSettings) -> Simulation:
@@ -97,32 +68,3 @@ def choose_blanks(tilt_deg: Array, count: int, rng: np.random.Generator) -> list
     if count > len(candidates):
         raise InputError(f"{count} blank tilts asked of a series of {len(tilt_deg)}; leave at least three good ones")
     return sorted(int(m) for m in rng.choice(candidates, count, replace=False))
-
-
-def write_simulation(simulation: Simulation, folder: Path, base: str, overwrite: bool = False) -> list[Path]:
-    """Write the series and its truth; returns the paths."""
-    import mrcfile
-
-    folder.mkdir(parents=True, exist_ok=True)
-    pixel = simulation.settings.pixel_size_A
-    paths = []
-    for name, data, is_stack in (
-        (f"{base}.mrc", simulation.images, True),
-        (f"{base}_odd.mrc", simulation.odd, True),
-        (f"{base}_even.mrc", simulation.even, True),
-        (f"{base}_truth.mrc", simulation.volume, False),
-    ):
-        with mrcfile.new(folder / name, overwrite=overwrite) as file:
-            file.set_data(data)
-            file.voxel_size = pixel
-            if is_stack:
-                file.set_image_stack()
-            else:
-                file.set_volume()
-        paths.append(folder / name)
-    (folder / f"{base}.rawtlt").write_text("".join(f"{t:8.3f}\n" for t in simulation.tilt_deg))
-    from inrtomo.io.alignment_json import alignment_to_dict
-
-    truth = {**alignment_to_dict(simulation.alignment), **simulation.meta}
-    (folder / f"{base}_truth.json").write_text(json.dumps(truth))
-    return paths

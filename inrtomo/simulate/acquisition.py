@@ -38,7 +38,9 @@ def dose_symmetric_order(steps: int) -> Ints:
     return order
 
 
-def true_alignment(settings: SimulationSettings, nominal_deg: Array, order: Ints, rng: np.random.Generator) -> Alignment:
+def true_alignment(
+    settings: SimulationSettings, nominal_deg: Array, order: Ints, rng: np.random.Generator
+) -> Alignment:
     """The alignment that the simulated images obey."""
     n = len(nominal_deg)
     rotation = settings.axis_deg + rng.uniform(-1, 1, n) * settings.rotation_jitter_deg

@@ -45,7 +45,9 @@ def transfer(projections: F32, settings: SimulationSettings, margin: int) -> F32
     return np.ascontiguousarray(projections[:, inside, inside], dtype=np.float32)
 
 
-def expose(signal: F32, tilt_deg: Array, blank: list[int], settings: SimulationSettings, rng: np.random.Generator) -> Exposure:
+def expose(
+    signal: F32, tilt_deg: Array, blank: list[int], settings: SimulationSettings, rng: np.random.Generator
+) -> Exposure:
     """Record the signal ``(n_tilts, ny, nx)``; blank tilts hold no signal and do not count for the SNR."""
     good = [m for m in range(len(signal)) if m not in blank]
     variance = np.mean([signal[m].var(dtype=np.float64) for m in good])
@@ -57,7 +59,7 @@ def expose(signal: F32, tilt_deg: Array, blank: list[int], settings: SimulationS
     sd = 0.0 if snr is None else float(np.sqrt(variance / snr))
     odd = signal + np.float32(sd * np.sqrt(2)) * rng.standard_normal(signal.shape, dtype=np.float32)
     even = signal + np.float32(sd * np.sqrt(2)) * rng.standard_normal(signal.shape, dtype=np.float32)
-    return Exposure((odd + even) / 2, odd, even, signal, np.full(len(signal), sd**2))
+    return Exposure(np.asarray((odd + even) / 2, dtype=np.float32), odd, even, signal, np.full(len(signal), sd**2))
 
 
 def _count(

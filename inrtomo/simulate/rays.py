@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment
+from inrtomo.geometry import centred_coordinates
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -32,8 +33,7 @@ def _march_image(by_row: F32, alignment: Alignment, tilt: int, margin: int) -> F
     if alignment.x_tilt_deg[tilt]:
         raise ValueError("rays of an x-tilted specimen leave its rows; tilt the slab instead")
     nx, ny = alignment.image_size
-    x = np.arange(-margin, nx + margin) - (nx - 1) / 2
-    y = np.arange(-margin, ny + margin) - (ny - 1) / 2
+    x, y = centred_coordinates(nx + 2 * margin), centred_coordinates(ny + 2 * margin)
     u = aligned_positions(alignment, tilt, x, y)
     along_y = abs(alignment.linear[tilt, 0, 1]) > abs(alignment.linear[tilt, 0, 0])
     if along_y:  # raw columns are specimen rows: walk them so that neighbouring rays share memory
@@ -56,9 +56,16 @@ def aligned_positions(alignment: Alignment, tilt: int, x: Array, y: Array) -> Ar
     px, py = np.meshgrid(x, y)
     u = np.stack([px, py], axis=-1) @ linear.T + shift
     if warp is not None:
-        padded = np.pad(warp.vectors[tilt], ((2, 2), (2, 2), (0, 0)), mode="reflect", reflect_type="odd")
+        padded = _continued(_continued(warp.vectors[tilt]).transpose(1, 0, 2)).transpose(1, 0, 2)
         _undo_warp(u, padded, warp.x[0], warp.x[1] - warp.x[0], warp.y[0], warp.y[1] - warp.y[0])
     return np.ascontiguousarray(u)
+
+
+def _continued(nodes: Array) -> Array:
+    """Two more nodes before and after the first axis, on the straight lines of the last two."""
+    before = [nodes[0] + k * (nodes[0] - nodes[1]) for k in (2, 1)]
+    after = [nodes[-1] + k * (nodes[-1] - nodes[-2]) for k in (1, 2)]
+    return np.concatenate([before, nodes, after])
 
 
 @nb.njit(fastmath=True, cache=True)

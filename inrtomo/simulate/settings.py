@@ -24,13 +24,14 @@ class SimulationSettings:
             (0, +s, -s, -2s, +2s, ...). The stack is always ordered by angle.
         uneven_tilt_deg: half range of a uniform change of every tilt angle, known to the user (in the ``.rawtlt``).
         tilt_offset_deg: true minus nominal tilt angle, unknown to the user.
-        axis_deg: true tilt axis in IMOD's sense; rotation_jitter_deg: half range of each tilt's rotation about it.
+        axis_deg: true tilt axis in IMOD's sense; nominal_axis_deg: what the microscope says, None for the true one.
+        rotation_jitter_deg: half range of each tilt's rotation about the true axis.
         shift_px: half range of the independent shifts along x and y.
         drift_px: standard deviation per axis of each step of a random walk in acquisition order, added to the shifts.
         warp_max_px: largest local displacement over the field of view; 0 for none.
         warp_points: control points along each axis.
         snr_db: 10 log10(mean over tilts of the signal variance / noise variance); None for no noise.
-        wide: the specimen is twice as long as the view along x and ``16`` px longer on each side along y.
+        wide: the specimen is twice as long as the view along x and 16 px longer on each side along y.
         slab_tilt_deg: the slab's own rotation about y and about x.
         beads: gold beads in the view; bead_diameter_A: their diameter.
         densities: folder of MRC densities to use as molecules, or None for procedural ones.
@@ -54,6 +55,7 @@ class SimulationSettings:
     uneven_tilt_deg: float = 0.0
     tilt_offset_deg: float = 0.0
     axis_deg: float = 0.0
+    nominal_axis_deg: float | None = None
     rotation_jitter_deg: float = 0.2
     shift_px: float = 8.0
     drift_px: float = 0.0

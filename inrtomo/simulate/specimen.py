@@ -12,6 +12,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from inrtomo.errors import InputError
+from inrtomo.geometry import centred_coordinates
 from inrtomo.simulate.acquisition import aligned_view
 from inrtomo.simulate.settings import SimulationSettings
 
@@ -46,6 +47,9 @@ def make_specimen(settings: SimulationSettings, rng: np.random.Generator) -> Spe
     """Fill a slab. A wide one is twice as long as the view along x and 16 px longer on each side along y."""
     view_x, view_y = aligned_view(settings)
     shape_y, shape_x = (view_y + 2 * WIDE_ROWS_PX, 2 * view_x) if settings.wide else (view_y, view_x)
+    # a whole number of voxels between specimen and raw image on each side, so that cropping keeps the origin
+    shape_x += (shape_x - settings.size[0]) % 2
+    shape_y += (shape_y - settings.size[1]) % 2
     about_y, about_x = np.deg2rad(settings.slab_tilt_deg)
     normal = np.array([np.sin(about_y) * np.cos(about_x), -np.sin(about_x), np.cos(about_y) * np.cos(about_x)])
     rise = (abs(normal[0]) * shape_x + abs(normal[1]) * shape_y + settings.thickness_px) / normal[2]
@@ -70,7 +74,6 @@ def view_of(specimen: Specimen, settings: SimulationSettings) -> F32:
     out = np.zeros((specimen.density.shape[0], ny, nx), dtype=np.float32)
     source, target = [], []
     for have, want in zip(specimen.density.shape[1:], (ny, nx), strict=True):
-        # an odd difference leaves the origin between voxels; sizes are chosen so that it does not happen
         common, low = min(have, want), (have - want) // 2
         source.append(slice(max(low, 0), max(low, 0) + common))
         target.append(slice(max(-low, 0), max(-low, 0) + common))
@@ -85,13 +88,13 @@ class _Slab:
         self.density: F32 = np.zeros(shape, dtype=np.float32)
         self.normal, self.thickness = normal, thickness
         self.centre = (np.array(shape) - 1) / 2
-        z, y, x = (np.arange(n) - (n - 1) / 2 for n in shape)
+        z, y, x = (centred_coordinates(n) for n in shape)
         height = z[:, None, None] * normal[2] + y[:, None] * normal[1] + x * normal[0]
         self.taken: Bools = np.abs(height) > thickness / 2
 
     @property
     def inside_volume(self) -> float:
-        return self.thickness / self.normal[2] * self.density.shape[1] * self.density.shape[2]
+        return float(self.thickness / self.normal[2]) * self.density.shape[1] * self.density.shape[2]
 
     def random_position(self, rng: np.random.Generator, room: float, half_view: Array | None = None) -> Array:
         """Position (x, y, z) px with ``room`` to the slab's faces where possible, over the slab or part of it."""
@@ -136,9 +139,7 @@ def _ball(radius: float, density: float):  # type: ignore[no-untyped-def]
     return lambda dx, dy, dz: density * np.clip(radius - np.sqrt(dx**2 + dy**2 + dz**2) + 0.5, 0, 1)
 
 
-def _place_beads(
-    slab: _Slab, settings: SimulationSettings, view: tuple[int, int], rng: np.random.Generator
-) -> Array:
+def _place_beads(slab: _Slab, settings: SimulationSettings, view: tuple[int, int], rng: np.random.Generator) -> Array:
     """Gold in the view; refuses settings that leave no room for it."""
     radius = settings.bead_diameter_A / settings.pixel_size_A / 2
     beads: list[Array] = []
@@ -183,7 +184,7 @@ def _place_membrane(slab: _Slab, settings: SimulationSettings, rng: np.random.Ge
     direction, slope = rng.uniform(0, np.pi), rng.uniform(-0.5, 0.5)
     wave, phase = rng.uniform(0.6, 1.2) * 2 * np.pi / max(nx, ny), rng.uniform(0, 2 * np.pi, 2)
     offset = rng.uniform(-0.25, 0.25) * min(nx, ny)
-    z, y, x = (np.arange(n) - (n - 1) / 2 for n in (nz, ny, nx))
+    z, y, x = (centred_coordinates(n) for n in (nz, ny, nx))
     z, y = z[:, None, None], y[None, :, None]
     across = x * np.cos(direction) + y * np.sin(direction)
     along = y * np.cos(direction) - x * np.sin(direction)
@@ -277,11 +278,11 @@ def _compact(data: F32) -> F32:
 
 
 def _radius(box: F32) -> float:
-    return (box.shape[0] - 1) / 2
+    return float(box.shape[0] - 1) / 2
 
 
 def _rotated(box: F32, matrix: Array) -> F32:
     """A cube turned about its centre (cubic spline, never negative)."""
     centre = (np.array(box.shape) - 1) / 2
     turned = ndimage.affine_transform(box, matrix, centre - matrix @ centre, order=3, mode="constant")
-    return np.maximum(turned, 0).astype(np.float32)
+    return np.asarray(np.maximum(turned, 0), dtype=np.float32)
