@@ -171,14 +171,15 @@ def _decode_backward(acts, grads, n, k_active, sizes, wt, wt_at, w_at, b_at, a_a
         i = layers - 1 - j
         n_in = k_active if i == 0 else sizes[i]
         if trainable:
-            _outer(grads, a_at[i + 1], acts, a_at[i], n_in, sizes[i + 1], n, gw, w_at[i], sizes[i], gb, b_at[i])
+            n_out = sizes[i + 1] if j > 0 else TWO  # the last layer has one output, padded
+            _outer(grads, a_at[i + 1], acts, a_at[i], n_in, n_out, n, gw, w_at[i], sizes[i], gb, b_at[i])
         _affine(wt, wt_at[i], sizes[i + 1], zeros, ZERO, grads, a_at[i + 1], sizes[i + 1], n_in, n, grads, a_at[i])
         if i > 0:
             low = a_at[i] * B
             for h in range(ZERO, sizes[i]):
                 for y in range(n):
-                    if acts[low + h * B + y] <= F0:
-                        grads[low + h * B + y] = F0
+                    g = grads[low + h * B + y]
+                    grads[low + h * B + y] = g if acts[low + h * B + y] > F0 else F0
 
 
 @_inlined
