@@ -106,7 +106,7 @@ class ControlPoints(Deformation):
 
     def backward_vectors(self, grad: F32, tilts: NDArray[np.integer[Any]] | None = None) -> None:
         total = self.grad.reshape(self.n_tilts, len(self.y), len(self.x), 2)
-        np.add.at(total, slice(None) if tilts is None else tilts, grad)
+        np.add.at(total, np.arange(self.n_tilts) if tilts is None else tilts, grad)
 
 
 class Network(Deformation):
@@ -155,12 +155,14 @@ class Network(Deformation):
             rows = rows[torch.as_tensor(np.asarray(tilts), dtype=torch.long)]
         sizes = [int(np.prod(s)) for s in self._shapes]
         w1, b1, w2, b2, w3, b3 = (
-            part.reshape(len(rows), *shape) for part, shape in zip(rows.split(sizes, dim=1), self._shapes, strict=True)
+            part.reshape(len(rows), *shape)
+            for part, shape in zip(torch.split(rows, sizes, dim=1), self._shapes, strict=True)
         )
         value = torch.nn.functional.silu(self._nodes @ w1.mT + b1[:, None])
         value = torch.nn.functional.silu(value @ w2.mT + b2[:, None])
         value = (value @ w3.mT + b3[:, None]) * self._amplitude
-        return value.reshape(len(rows), len(self.y), len(self.x), 2)
+        out: torch.Tensor = value.reshape(len(rows), len(self.y), len(self.x), 2)
+        return out
 
 
 def make_deformation(kind: str, n_tilts: int, x: F64, y: F64, *, seed: int = 0) -> Deformation:

@@ -115,8 +115,7 @@ def test_lattice_and_points_agree(kind):
     field = make_field(kind, BOX, 1.0, levels=3, features=2, seed=4, initial=0.2)
     field.parameters()[:] *= 3
     spec = LATTICES[2]
-    z, x, y = (o + spec.spacing * np.arange(n) for o, n in zip(spec.origin, spec.shape, strict=True))
-    grid = np.meshgrid(z, x, y, indexing="ij")
+    grid = np.meshgrid(*lattice_axes(spec), indexing="ij")
     xyz = np.stack([grid[1].ravel(), grid[2].ravel(), grid[0].ravel()], axis=1)
     np.testing.assert_allclose(field.lattice(spec).ravel(), field.points(xyz), rtol=2e-4)
 
@@ -162,9 +161,7 @@ def test_levels_that_are_off_neither_act_nor_learn():
 @pytest.mark.parametrize("kind", ["hash", "voxel", "mlp"])
 def test_fits_a_blob(kind):
     lattice = Lattice(1.0, (12, 16, 16), (-6.0, -8.0, -8.0))
-    z, x, y = np.meshgrid(
-        *(o + np.arange(n) for o, n in zip(lattice.origin, lattice.shape, strict=True)), indexing="ij"
-    )
+    z, x, y = np.meshgrid(*lattice_axes(lattice), indexing="ij")
     target = np.exp(-((z - 1) ** 2 + (x + 2) ** 2 + (y - 3) ** 2) / 8).astype(np.float32)
     field = make_field(kind, (-8, 7, -8, 7, -6, 5), 1.0, levels=3, seed=0, initial=0.05)
     rate = 2e-3 if kind == "mlp" else 2e-2

@@ -103,7 +103,7 @@ class DensityField:
     def save(self, path: Path) -> None:
         """Write the state as an ``.npz`` file without pickled objects."""
         with open(path, "wb") as stream:
-            np.savez(stream, allow_pickle=False, **self.state_dict())  # type: ignore[arg-type]
+            np.savez(stream, allow_pickle=False, **self.state_dict())
 
 
 class GridField(DensityField):
@@ -209,7 +209,7 @@ class FourierField(DensityField):
         self._saved = (points, level_weights)
         flat = torch.from_numpy(self._parameters)
         with torch.no_grad():
-            parts = [self._density(flat, p, level_weights) for p in points.split(FOURIER_CHUNK)]
+            parts = [self._density(flat, p, level_weights) for p in torch.split(points, FOURIER_CHUNK)]
         return np.asarray(torch.cat(parts).numpy(), dtype=np.float32)
 
     def backward_points(self, grad: F32) -> F32:
@@ -225,12 +225,11 @@ class FourierField(DensityField):
             part = slice(first, first + FOURIER_CHUNK)
             flat = torch.from_numpy(self._parameters).requires_grad_()
             p = points[part].clone().requires_grad_(coordinates)
-            self._density(flat, p, level_weights).backward(given[part])
-            assert flat.grad is not None
-            self.grad += flat.grad.numpy()
+            wanted = (flat, p) if coordinates else (flat,)
+            slopes = torch.autograd.grad(self._density(flat, p, level_weights), wanted, given[part])
+            self.grad += slopes[0].numpy()
             if coordinates:
-                assert p.grad is not None
-                moved[part] = p.grad.numpy()
+                moved[part] = slopes[1].numpy()
         return moved
 
     def _density(self, flat: torch.Tensor, xyz: torch.Tensor, level_weights: torch.Tensor) -> torch.Tensor:
@@ -249,7 +248,10 @@ class FourierField(DensityField):
 
 def lattice_axes(spec: LatticeSpec, offset: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> tuple[F64, F64, F64]:
     """Positions along z, x and y of a lattice's elements, raw px."""
-    z, x, y = (o + d + spec.spacing * np.arange(n) for o, d, n in zip(spec.origin, offset, spec.shape, strict=True))
+    z, x, y = (
+        (o + d + spec.spacing * np.arange(n)).astype(np.float64)
+        for o, d, n in zip(spec.origin, offset, spec.shape, strict=True)
+    )
     return z, x, y
 
 

@@ -105,7 +105,7 @@ class HashGrid:
     def level_weights(self, active: float | None) -> F32:
         """Weights of the levels when ``active`` of them (a fraction fades the next one in) are on."""
         count = float(self.levels) if active is None else float(active)
-        return np.clip(count - np.arange(self.levels), 0.0, 1.0).astype(np.float32)
+        return np.asarray(np.clip(count - np.arange(self.levels), 0.0, 1.0), dtype=np.float32)
 
 
 @dataclass(frozen=True)

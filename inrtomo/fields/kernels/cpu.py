@@ -105,7 +105,7 @@ class Kernels:
         loops.scatter_points(inside, active, features, *geometry, grad_features, grad_tables)
         if self.decoder.trainable:
             grad_weights += self._layout.unpack(gw, gb)
-        return grad_points * free
+        return np.asarray(grad_points * free, dtype=np.float32)
 
     def _plan(self, axes: tuple[F64, F64, F64]) -> _Plan:
         key = b"".join(np.asarray(a, dtype=np.float64).tobytes() + b"|" for a in axes)
@@ -133,8 +133,8 @@ class _Plan:
             self.z_index[level], self.z_frac[level] = z - z_low, z_frac
             self.rows[level + 1] = self.rows[level] + z_count * grid.features
             unit = bool(np.all(y - y_low == np.arange(len(y))))
-            head = (grid.features, int(grid.planes[level]), int(grid.shapes[level, 1]), int(grid.runs[level]))
-            head += (int(grid.masks[level]), z_low, z_count, x, x_frac)
+            stored = (int(v[level]) for v in (grid.planes, grid.shapes[:, 1], grid.runs, grid.masks))
+            head = (grid.features, *stored, z_low, z_count, x, x_frac)
             self._rest.append((head, (y_low, y_count, unit, (y - y_low).astype(np.uint32), y_frac)))
         self.levels = [self._arguments(level) for level in range(grid.levels)]
 

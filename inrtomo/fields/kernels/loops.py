@@ -13,6 +13,8 @@ distances between rows of a flat buffer and vectorise the small matrix products.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba as nb
 import numpy as np
 
@@ -23,7 +25,7 @@ B = U(BLOCK)
 LANES = 16  # rows of columns are padded to whole vectors
 PRIME_X, PRIME_Z, PRIME_Y = U(1), U(2654435761), U(805459861)
 
-_NODES = np.polynomial.Chebyshev.interpolate
+_NODES: Any = np.polynomial.Chebyshev.interpolate
 _LOG1P = tuple(
     np.float32(c)
     for c in _NODES(lambda e: np.log1p(e + 1e-300) / (e + 1e-300), 9, domain=[0.0, 1.0])
@@ -36,9 +38,9 @@ E0, E1, E2, E3, E4, E5, E6 = _EXP2
 LOG2_E = np.float32(1.4426950408889634)
 F0, F1 = np.float32(0), np.float32(1)
 
-_serial = nb.njit(fastmath=True, error_model="numpy", cache=True)
-_inlined = nb.njit(fastmath=True, error_model="numpy", cache=True, inline="always")
-_parallel = nb.njit(fastmath=True, error_model="numpy", cache=True, parallel=True)
+_serial: Any = nb.njit(fastmath=True, error_model="numpy", cache=True)
+_inlined: Any = nb.njit(fastmath=True, error_model="numpy", cache=True, inline="always")
+_parallel: Any = nb.njit(fastmath=True, error_model="numpy", cache=True, parallel=True)
 
 
 @_inlined
