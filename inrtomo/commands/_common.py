@@ -32,7 +32,7 @@ class OneSentence(click.ClickException):
     def __init__(self, program: str, sentence: str, exit_code: int = EXIT_BAD_INPUT) -> None:
         super().__init__(sentence)
         self.program = program
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: TextIO | None = None) -> None:  # type: ignore[override]
         click.echo(f"{self.program}: {self.message}", file=file, err=file is None)
@@ -141,6 +141,9 @@ class _TiltAxis(click.ParamType):
     """Degrees in IMOD's sense, or ``auto``."""
 
     name = "DEG|auto"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return self.name  # click would write AUTO, which is not accepted
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
         if isinstance(value, float) or value == "auto":
