@@ -12,9 +12,8 @@ the sparsity and total-variation priors the density fits the noise of each tilt 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from inrtomo.align.motion import BlockSums, Motion, aligned_half_size
 from inrtomo.alignment import Alignment
 from inrtomo.fields import Adam, DensityField, make_field
 from inrtomo.geometry import centred_coordinates
+from inrtomo.losses import Loss
 from inrtomo.priors import total_variation
 from inrtomo.projection import Lattice, back_project, project, read_at, spread_at
 
@@ -33,19 +33,21 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scale:
-    """One stage of the coarse-to-fine schedule: image binning and what is fitted there."""
+    """One stage of the coarse-to-fine schedule.
+
+    Attributes:
+        bin: raw px per binned pixel and per lattice step.
+        steps: optimisation steps.
+        motion_from, warp_from: the step at which shift and rotation, and the warp, start to move (None: not here).
+    """
 
     bin: int
     steps: int
     motion_from: int
     warp_from: int | None
-    rate: float
 
 
-DEFAULT_SCHEDULE = (
-    Scale(bin=4, steps=80, motion_from=15, warp_from=None, rate=1.0),
-    Scale(bin=2, steps=60, motion_from=10, warp_from=20, rate=1.0),
-)
+DEFAULT_SCHEDULE = (Scale(bin=4, steps=80, motion_from=15, warp_from=None), Scale(bin=2, steps=60, motion_from=10, warp_from=20))
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,19 @@ class JointSettings:
 
     Attributes:
         field: ``"hash"``, ``"voxel"`` or ``"mlp"``.
+        levels: of the field, each half the spacing of the one before; the finest has the last scale's spacing.
+        schedule: stages, coarse to fine.
+        loss: ``"l2"``, ``"l1"`` or ``"huber"`` on residuals in units of the noise.
+        warp: ``"bicubic"``, ``"bilinear"``, ``"network"`` (2023 paper) or ``"none"``.
+        control_points: per axis of the view.
         sparsity, variation: weights of the L1 and total-variation priors of the density, in units of the noise
-            that one voxel's gradient receives from all tilts.
+            that the gradient of one voxel receives from all tilts.
+        penalty: ICE-TIDE's weights (rotation per degree, shift per px, warp per px), on the departure from the start.
+        background_order: degree of the polynomial that is free in every image (0 to 2).
         held_out: fraction of pixels, in blocks, that are never fitted.
+        fit_motion: False fits the density alone.
         memory_bytes: bound for the arrays of one batch of tilts.
+        seed: of the field and of the held-out blocks.
     """
 
     field: str = "hash"
@@ -68,12 +79,19 @@ class JointSettings:
     control_points: int = 5
     sparsity: float = 0.64
     variation: float = 0.4
-    field_rate: float = 0.1
+    penalty: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    background_order: int = 2
     motion_rate: float = 0.5
     held_out: float = 0.03
-    background_order: int = 0
+    fit_motion: bool = True
     memory_bytes: float = 1.0e9
     seed: int = 0
+
+
+FIELD_RATES = {"hash": 0.02, "voxel": 0.1, "mlp": 1e-3}
+HELD_BLOCK_PX = 16
+LATTICE_MARGIN_PX = 16.0
+RATE_AT_END = 0.1  # both rates fall linearly to this fraction within a scale, which averages the noise of late steps
 
 
 @dataclass
@@ -82,10 +100,11 @@ class JointResult:
 
     Attributes:
         alignment: the refined motion.
-        density: ``[z, x, y]`` on `lattice`, in noise units of the last scale.
+        density: ``[z, x, y]`` on `lattice`.
         field: the fitted field (raw-px coordinates).
-        losses: one row a step: scale (bin), step, fit loss, held-out loss, both mean squared noise units.
-        gain: per tilt.
+        losses: one row a step: bin, step, loss of the fitted pixels, loss of the held-out pixels.
+        gain: amplitude of every tilt relative to the mean.
+        warp_sd_px: empirical-Bayes sd of the control points.
     """
 
     alignment: Alignment
@@ -94,7 +113,7 @@ class JointResult:
     field: DensityField
     losses: list[tuple[int, int, float, float]]
     gain: Array
-    tilt_loss: Array
+    warp_sd_px: float
 
 
 @dataclass
@@ -134,7 +153,7 @@ def noise_sd(images: F32) -> Array:
     return np.median(np.abs(d), axis=(1, 2)).astype(np.float64) / 0.6745
 
 
-def scaled_data(images: F32, weight: F32, factor: int, held_blocks: NDArray[np.bool_], block_px: int) -> ScaledData:
+def scaled_data(images: F32, weight: F32, factor: int, held_blocks: NDArray[np.bool_]) -> ScaledData:
     """Images of one scale with noise sd 1 and median 0, split into fitted and held-out pixels."""
     binned = fourier_crop(images, factor)
     n, rows, cols = binned.shape
@@ -144,143 +163,255 @@ def scaled_data(images: F32, weight: F32, factor: int, held_blocks: NDArray[np.b
     w = weight[:, : rows * factor, : cols * factor].reshape(n, rows, factor, cols, factor).min(axis=(2, 4))
     x = (centred_coordinates(cols) * factor) + (cols * factor - images.shape[2]) / 2
     y = (centred_coordinates(rows) * factor) + (rows * factor - images.shape[1]) / 2
-    at_y = (np.arange(rows) * factor) // block_px
-    at_x = (np.arange(cols) * factor) // block_px
+    at_y = (np.arange(rows) * factor) // HELD_BLOCK_PX
+    at_x = (np.arange(cols) * factor) // HELD_BLOCK_PX
     held = held_blocks[:, at_y][:, :, at_x]
     return ScaledData(factor, float(np.median(noise)), binned, np.where(held, 0, w).astype(np.float32), np.where(held, w, 0).astype(np.float32), x, y)
 
 
-Progress = Callable[[str, float, float, float], None]
-
-
 class JointFit:
-    """The state of a joint refinement; `run` goes through the schedule."""
+    """The state of a joint refinement; `run` goes through the schedule and can go on from a saved state.
+
+    Args:
+        images: ``(n_tilts, ny, nx)`` raw frame, protein positive, background near zero; any unit.
+        weight: same shape, validity 0..1.
+        start: alignment to refine, one entry an image.
+        thickness_px: the slab that may hold density, centred at z = 0.
+        settings: see `JointSettings`.
+    """
 
     def __init__(
-        self,
-        images: F32,
-        weight: F32,
-        start: Alignment,
-        thickness_px: float,
-        settings: JointSettings,
-        progress: Progress | None = None,
+        self, images: F32, weight: F32, start: Alignment, thickness_px: float, settings: JointSettings | None = None
     ) -> None:
-        self.settings, self.images, self.weight = settings, images, weight
+        self.settings = s = settings or JointSettings()
+        self.images, self.weight, self.half_z = images, weight, thickness_px / 2
         self.tilts = np.asarray(start.tilt_deg, dtype=np.float64)
-        self.motion = Motion(start, settings.control_points, settings.warp if settings.warp != "none" else "bicubic")
-        self.half_z = thickness_px / 2
-        self.progress = progress
-        self.losses: list[tuple[int, int, float, float]] = []
+        self.motion = Motion(start, s.control_points, s.warp, penalty=s.penalty, seed=s.seed)
         self.gain = np.ones(len(images), dtype=np.float32)
-        rng = np.random.default_rng(settings.seed)
-        self.block_px = 16
-        shape = (len(images), *(-(-s // self.block_px) for s in images.shape[1:]))
-        self.held_blocks = rng.random(shape) < settings.held_out
-        finest = self.settings.schedule[-1].bin
-        self.box_lattice = self._lattice(finest)
-        self.field: DensityField | None = None
-
-    def _lattice(self, spacing: float) -> Lattice:
-        half_u, half_v = aligned_half_size(self.motion.start)
-        margin = 16.0
-        steepest = np.deg2rad(np.abs(self.tilts).max())
-        half_x = (half_u + margin + self.half_z * np.sin(steepest)) / np.cos(steepest)
-        return Lattice.covering(half_x, half_v + margin, self.half_z, spacing)
-
-    def _make_field(self, data: ScaledData, lattice: Lattice) -> DensityField:
-        box_lattice = self.box_lattice
-        reach = [n * box_lattice.spacing / 2 for n in box_lattice.shape]
+        self.losses: list[tuple[int, int, float, float]] = []
+        self.loss = Loss(s.loss)
+        self.done_scales, self.done_steps = 0, 0
+        shape = (len(images), *(-(-size // HELD_BLOCK_PX) for size in images.shape[1:]))
+        self.held_blocks = np.random.default_rng(s.seed).random(shape) < s.held_out
+        self.half_u, self.half_v = (h + LATTICE_MARGIN_PX for h in aligned_half_size(start))
+        first, last = s.schedule[0].bin, s.schedule[-1].bin
+        data = scaled_data(images, weight, first, self.held_blocks)
+        self.unit = data.noise / first
         signal = np.sqrt(max(float(np.var(data.images)) - 1.0, 0.05))
-        self.density_unit = 2 * signal / np.sqrt(lattice.shape[0])
-        s = self.settings
+        self.density_unit = 2 * signal / np.sqrt(self.lattice(first).shape[0])
+        self.field = self._new_field(self.lattice(last))
+        self.adam = Adam(self.field.groups, FIELD_RATES[s.field], beta2=0.95)
+
+    def lattice(self, spacing: float) -> Lattice:
+        """The lattice of a scale: every ray of every tilt stays inside it until it leaves the slab."""
+        steepest = np.deg2rad(np.abs(self.tilts).max())
+        half_x = (self.half_u + self.half_z * np.sin(steepest)) / np.cos(steepest)
+        return Lattice.covering(half_x, self.half_v, self.half_z, spacing)
+
+    def _new_field(self, lattice: Lattice) -> DensityField:
+        s, spacing = self.settings, lattice.spacing
+        half_z, half_x, half_y = (n * spacing / 2 for n in lattice.shape)
         return make_field(
             s.field,
-            (-reach[1], reach[1], -reach[2], reach[2], -reach[0], reach[0]),
-            finest_px=box_lattice.spacing,
+            (-half_x, half_x, -half_y, half_y, -half_z, half_z),
+            finest_px=spacing,
             levels=s.levels,
             seed=s.seed,
             scale=self.density_unit,
             initial=0.05 * self.density_unit,
         )
 
-    def run(self) -> JointResult:
-        """Fit through all scales."""
-        rho, lattice = np.zeros((1, 1, 1), np.float32), self.box_lattice
-        for scale in self.settings.schedule:
-            rho, lattice = self.run_scale(scale)
-        assert self.field is not None
+    def run(self, on_step: Callable[[JointFit], None] | None = None) -> JointResult:
+        """Fit through all scales, from wherever the state is; ``on_step`` sees it after every step."""
+        rho = np.zeros((1, 1, 1), np.float32)
+        for index in range(self.done_scales, len(self.settings.schedule)):
+            scale = self.settings.schedule[index]
+            work = _Stage(self, scale)
+            while self.done_steps < scale.steps:
+                work.step(self.done_steps)
+                self.done_steps += 1
+                if on_step is not None:
+                    on_step(self)
+            self.done_scales, self.done_steps = index + 1, 0
+        last = _Stage(self, self.settings.schedule[-1])
+        rho = self.field.lattice(last.lattice, last.active, level_cap=last.caps)
         return JointResult(
-            self.motion.alignment, rho, lattice, self.field, self.losses, self.gain.astype(np.float64), self.tilt_loss
-        )
+            self.motion.alignment, rho, last.lattice, self.field, self.losses, self.gain.astype(np.float64),
+            self.motion.warp_sd_px,
+        )  # fmt: skip
 
-    def run_scale(self, scale: Scale, report: Callable[[str], None] | None = None) -> tuple[F32, Lattice]:
-        """Fit at one scale; returns density and lattice."""
-        s = self.settings
-        data = scaled_data(self.images, self.weight, scale.bin, self.held_blocks, self.block_px)
-        lattice = self._lattice(scale.bin)
-        if self.field is None:
-            self.field = self._make_field(data, lattice)
-            self.adam = Adam(self.field.groups, s.field_rate, beta2=0.95)
-            self.unit = data.noise / scale.bin
-        finest = s.schedule[-1].bin
-        active = s.levels - np.log2(scale.bin / finest)
+    def held_out_map(self) -> Array:
+        """Held-out loss at the last scale per block ``(n_tilts, n_by, n_bx, 2)``: summed loss and weight."""
+        last = _Stage(self, self.settings.schedule[-1])
+        rho = self.field.lattice(last.lattice, last.active, level_cap=last.caps)
+        return last.held_out_map(rho)
+
+    @property
+    def fraction_done(self) -> float:
+        """Share of the schedule's work that is done, steps weighted by their number of voxels."""
+        work = [sc.steps * self.lattice(sc.bin).n_points for sc in self.settings.schedule]
+        done = sum(work[: self.done_scales])
+        if self.done_scales < len(work):
+            done += work[self.done_scales] * self.done_steps / self.settings.schedule[self.done_scales].steps
+        return done / sum(work)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Everything that changes during a fit, as plain arrays for a checkpoint."""
+        state = {f"field.{k}": v for k, v in self.field.state_dict().items()}
+        state |= {f"adam.{k}": v for k, v in self.adam.state_dict().items()}
+        state |= {f"motion.{k}": v for k, v in self.motion.state_dict().items()}
+        state["gain"] = self.gain.copy()
+        state["losses"] = np.array(self.losses, dtype=np.float64).reshape(-1, 4)
+        state["done"] = np.array([self.done_scales, self.done_steps])
+        return state
+
+    def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
+        """Go on from what `state_dict` gave, for the same data and settings."""
+
+        def part(prefix: str) -> dict[str, NDArray[Any]]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        self.field.load_state_dict(part("field."))
+        self.adam.load_state_dict(part("adam."))
+        self.motion.load_state_dict(part("motion."))
+        self.gain[:] = state["gain"]
+        self.losses = [(int(a), int(b), float(c), float(d)) for a, b, c, d in state["losses"]]
+        self.done_scales, self.done_steps = (int(v) for v in state["done"])
+
+
+class _Stage:
+    """Data, lattice and constants of one scale of a fit, and the step that uses them."""
+
+    def __init__(self, fit: JointFit, scale: Scale) -> None:
+        self.fit, self.scale = fit, scale
+        s = fit.settings
+        self.data = data = scaled_data(fit.images, fit.weight, scale.bin, fit.held_blocks)
+        self.lattice = fit.lattice(scale.bin)
+        self.n_u = 2 * int(np.ceil(fit.half_u / scale.bin)) + 1
+        self.active = max(1.0, s.levels - np.log2(scale.bin / s.schedule[-1].bin))
         # binning changes the noise unit of the images and the length of a lattice step: the density keeps its unit
-        self.amplitude = self.unit / (data.noise / scale.bin)
-        n_u = 2 * int(np.ceil((aligned_half_size(self.motion.start)[0] + 16.0) / scale.bin)) + 1
-        noise = self.amplitude * np.sqrt(len(self.tilts))
-        started = time.monotonic()
-        rho = np.zeros(lattice.shape, np.float32)
-        for step in range(scale.steps):
-            fraction = step / scale.steps
-            rho = self.field.lattice(lattice, active)
-            grad, sums, fit_loss, held_loss = self._data_term(rho, lattice, data, n_u, step >= scale.motion_from)
-            self.losses.append((scale.bin, step, fit_loss, held_loss))
-            grad += np.float32(s.variation * noise) * total_variation(rho, 0.1 * self.density_unit)[1]
-            grad += np.float32(s.sparsity * noise)
-            self.field.zero_grad()
-            self.field.backward_lattice(grad)
-            self.adam.step(self.field.parameters(), self.field.grad, self.field.active_groups(active), scale.rate * (1 - 0.9 * fraction))
-            if sums is not None:
-                with_warp = s.warp != "none" and scale.warp_from is not None and step >= scale.warp_from
-                self.motion.step(sums, s.motion_rate * (1 - 0.9 * fraction), with_warp)
-            if report is not None and (step % 20 == 0 or step == scale.steps - 1):
-                report(f"bin {scale.bin} step {step} {time.monotonic() - started:.1f}s fit {fit_loss:.4f} held {held_loss:.4f} sd {self.motion.warp_sd_px:.2f}")
-        return rho, lattice
+        self.amplitude = fit.unit / (data.noise / scale.bin)
+        self.noise = self.amplitude * np.sqrt(len(fit.tilts))
+        self.caps = self._level_caps()
+        gx, gy = np.meshgrid(data.x / data.x[-1], data.y / data.y[-1])
+        powers = [(i, j) for i in range(3) for j in range(3) if i + j <= s.background_order]
+        self.background = np.stack([(gx**i * gy**j).ravel() for i, j in powers], axis=1).astype(np.float32)
 
-    def _data_term(self, rho: F32, lattice: Lattice, data: ScaledData, n_u: int, with_motion: bool) -> tuple[F32, BlockSums | None, float, float]:
-        """Gradient of the density, block sums for the motion, and mean squared residual of fitted and held-out pixels."""
-        s = self.settings
-        grad = np.zeros(lattice.shape, np.float32)
+    def _level_caps(self) -> NDArray[np.int64]:
+        """Levels in use per (z, x): all where most tilts look, coarse ones around it, none where no ray passes."""
+        nz, nx, _ = self.lattice.shape
+        z = self.lattice.origin[0] + self.lattice.spacing * np.arange(nz)
+        x = self.lattice.origin[1] + self.lattice.spacing * np.arange(nx)
+        seen = np.zeros((nz, nx))
+        for tilt in np.deg2rad(self.fit.tilts):
+            seen += np.abs(x * np.cos(tilt) + z[:, None] * np.sin(tilt)) <= self.fit.half_u + 2 * self.lattice.spacing
+        levels = self.fit.settings.levels
+        caps = np.where(seen > 0.5 * len(self.fit.tilts), levels, max(1, levels - 1))
+        return np.where(seen > 0, caps, 0).astype(np.int64)
+
+    def step(self, step: int) -> None:
+        """One step of the density and, where it is unlocked, of the motion."""
+        fit, s, scale = self.fit, self.fit.settings, self.scale
+        rate = 1 - (1 - RATE_AT_END) * step / scale.steps
+        with_motion = s.fit_motion and step >= scale.motion_from
+        rho = fit.field.lattice(self.lattice, self.active, level_cap=self.caps)
+        grad, sums, fit_loss, held_loss = self._data_term(rho, with_motion)
+        fit.losses.append((scale.bin, step, fit_loss, held_loss))
+        grad += np.float32(s.variation * self.noise) * total_variation(rho, 0.1 * fit.density_unit)[1]
+        grad += np.float32(s.sparsity * self.noise)
+        fit.field.zero_grad()
+        fit.field.backward_lattice(grad)
+        groups = fit.field.active_groups(self.active)
+        fit.adam.step(fit.field.parameters(), fit.field.grad, groups, rate)
+        if sums is not None:
+            with_warp = s.warp != "none" and scale.warp_from is not None and step >= scale.warp_from
+            fit.motion.step(sums, s.motion_rate * rate, with_warp)
+
+    def _batches(self) -> list[slice]:
+        """Tilts in batches whose pixel and projection arrays stay within the memory bound."""
+        n = len(self.fit.tilts)
+        bytes_per_tilt = 4 * (12 * self.data.images[0].size + 3 * self.n_u * self.lattice.shape[2])
+        batch = max(1, int(self.fit.settings.memory_bytes // bytes_per_tilt))
+        return [slice(first, min(first + batch, n)) for first in range(0, n, batch)]
+
+    def _residuals(self, rho: F32, part: slice, update_gain: bool) -> _Residuals:
+        """Model minus data of a batch of tilts, background taken out."""
+        fit, data = self.fit, self.data
+        ideal = project(rho, self.lattice, fit.tilts[part], self.n_u)
+        u, v = fit.motion.coordinates(part, data.x, data.y, self.lattice.spacing, self.n_u, self.lattice.shape[2])
+        value, slope_u, slope_v = read_at(ideal, u, v)
+        seen = np.isfinite(value)
+        value = np.where(seen, value, np.float32(0))
+        weight, held, image = data.fit[part] * seen, data.held[part] * seen, data.images[part]
+        scale = np.float32(self.amplitude) * fit.gain[part]
+        predicted = scale[:, None, None] * value
+        rest = self._background(image - predicted, weight)
+        if update_gain:
+            signal = weight * predicted
+            norm = (signal * predicted).sum((1, 2)) - signal.sum((1, 2)) ** 2 / np.maximum(weight.sum((1, 2)), 1)
+            mean = signal.sum((1, 2)) / np.maximum(weight.sum((1, 2)), 1)
+            correction = ((signal - mean[:, None, None] * weight) * (image - rest)).sum((1, 2)) / np.maximum(norm, 1e-6)
+            fit.gain[part] *= np.clip(correction, 0.8, 1.25).astype(np.float32)
+        return _Residuals(predicted + rest - image, weight, held, u, v, slope_u, slope_v, ideal.shape, scale)
+
+    def _background(self, difference: F32, weight: F32) -> F32:
+        """The free polynomial of every image ``(n, rows, cols)`` that best explains a difference."""
+        n, rows, cols = difference.shape
+        basis, w = self.background, weight.reshape(n, -1)
+        right = (w * difference.reshape(n, -1)) @ basis
+        normal = np.einsum("np,pa,pb->nab", w, basis, basis, optimize=True).astype(np.float64)
+        normal += 1e-6 * np.eye(basis.shape[1]) * max(1.0, float(rows * cols))
+        solved = np.linalg.solve(normal, right[..., None].astype(np.float64))[..., 0]
+        return (solved.astype(np.float32) @ basis.T).reshape(n, rows, cols)
+
+    def _data_term(self, rho: F32, with_motion: bool) -> tuple[F32, BlockSums | None, float, float]:
+        """Gradient of the density, block sums for the motion, mean loss of the fitted and the held-out pixels."""
+        fit, data = self.fit, self.data
+        grad = np.zeros(self.lattice.shape, np.float32)
         sums: list[BlockSums] = []
-        totals = np.zeros((len(self.tilts), 4))
-        per_tilt = data.images[0].size * 4 * 8 + n_u * lattice.shape[2] * 8
-        batch = max(1, int(s.memory_bytes // per_tilt))
-        for first in range(0, len(self.tilts), batch):
-            part = slice(first, min(first + batch, len(self.tilts)))
-            ideal = project(rho, lattice, self.tilts[part], n_u)
-            u, v = self.motion.coordinates(part, data.x, data.y, lattice.spacing, n_u, lattice.shape[2])
-            value, slope_u, slope_v = read_at(ideal, u, v)
-            fit, held, image = data.fit[part], data.held[part], data.images[part]
-            seen = np.isfinite(value)
-            fit, held = fit * seen, held * seen
-            value = np.where(seen, value, 0)
-            gain = np.float32(self.amplitude) * self.gain[part][:, None, None]
-            predicted = gain * value
-            weight_sum = np.maximum(fit.sum((1, 2)), 1e-6)
-            offset = ((image - predicted) * fit).sum((1, 2)) / weight_sum
-            residual = predicted + offset[:, None, None].astype(np.float32) - image
-            squared = residual * residual
-            totals[part, 0] = (squared * fit).sum((1, 2))
-            totals[part, 1] = fit.sum((1, 2))
-            totals[part, 2] = (squared * held).sum((1, 2))
-            totals[part, 3] = held.sum((1, 2))
-            weighted = residual * fit
-            grad += back_project(spread_at(weighted * gain, u, v, ideal.shape), lattice, self.tilts[part])
+        totals = np.zeros(4)
+        for part in self._batches():
+            r = self._residuals(rho, part, update_gain=with_motion)
+            mean, slope = fit.loss(r.values, r.weight)
+            held_mean, _ = fit.loss(r.values, r.held)
+            n_fit, n_held = float(r.weight.sum(dtype=np.float64)), float(r.held.sum(dtype=np.float64))
+            totals += [mean * n_fit, n_fit, held_mean * n_held, n_held]
+            weighted = slope * np.float32(n_fit)
+            scale = r.scale[:, None, None]
+            grad += back_project(spread_at(weighted * scale, r.u, r.v, r.shape), self.lattice, fit.tilts[part])
             if with_motion:
-                slope = (fit * gain / lattice.spacing).astype(np.float32)
-                sums.append(BlockSums.of(weighted, slope_u * slope, slope_v * slope, data.x, data.y, max(2, 16 // data.bin)))
-        self.tilt_loss = totals[:, 0] / np.maximum(totals[:, 1], 1)
-        fit_loss = totals[:, 0].sum() / totals[:, 1].sum()
-        held_loss = totals[:, 2].sum() / max(totals[:, 3].sum(), 1e-9)
+                per_px = scale * (r.weight > 0) / np.float32(self.lattice.spacing)
+                block = max(2, HELD_BLOCK_PX // data.bin)
+                sums.append(BlockSums.of(weighted, r.slope_u * per_px, r.slope_v * per_px, data.x, data.y, block))
+        if with_motion:
+            fit.gain /= np.exp(np.mean(np.log(fit.gain)))
         joined = replace(sums[0], values=np.concatenate([p.values for p in sums])) if sums else None
-        return grad, joined, float(fit_loss), float(held_loss)
+        return grad, joined, float(totals[0] / max(totals[1], 1)), float(totals[2] / max(totals[3], 1))
+
+    def held_out_map(self, rho: F32) -> Array:
+        """Summed loss and weight of the held-out pixels in every block, ``(n_tilts, n_by, n_bx, 2)``."""
+        fit, data = self.fit, self.data
+        out = np.zeros((*fit.held_blocks.shape, 2))
+        at_y = (np.arange(len(data.y)) * data.bin) // HELD_BLOCK_PX
+        at_x = (np.arange(len(data.x)) * data.bin) // HELD_BLOCK_PX
+        for part in self._batches():
+            r = self._residuals(rho, part, update_gain=False)
+            for m, (residual, held) in enumerate(zip(r.values, r.held, strict=True), start=part.start):
+                pair = np.stack([held * residual**2 / 2, held], axis=-1)
+                np.add.at(out[m], (at_y[:, None], at_x[None, :]), pair)
+        return out
+
+
+@dataclass
+class _Residuals:
+    """Model minus data of a batch, with what its gradients need."""
+
+    values: F32
+    weight: F32
+    held: F32
+    u: F32
+    v: F32
+    slope_u: F32
+    slope_v: F32
+    shape: tuple[int, int, int]
+    scale: F32

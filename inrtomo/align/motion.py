@@ -7,14 +7,19 @@ equations of any smooth motion model cost next to nothing (`BlockSums`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from typing import Any
 
 import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment, LocalWarp, interpolation_matrix
-from inrtomo.geometry import axis_rotation
+from inrtomo.deformation import make_deformation
+from inrtomo.fields import Adam
+from inrtomo.geometry import axis_angle, axis_rotation
+from inrtomo.priors import deformation_size
 
 Array = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -22,6 +27,9 @@ F32 = NDArray[np.float32]
 FIXED_POINT_STEPS = 3  # the warp's slope is a few %, so three steps leave < 1e-3 px
 LARGEST_STEP_PX = 3.0
 WARP_SD_RANGE_PX = (0.02, 2.0)
+FIRST_WARP_SD_PX = 0.3
+MOMENTUM = 0.6
+NETWORK_RATE = 2e-3
 
 
 @nb.njit(fastmath=True, cache=True)
@@ -122,39 +130,40 @@ class BlockSums:
         return cls(out, centre_x, centre_y)
 
 
-@dataclass
 class Motion:
-    """Per-tilt shift, rotation and warp control points, with the momentum of their steps.
+    """Per-tilt shift, rotation and warp, with the momentum of their steps.
 
-    Attributes:
-        start: the alignment the refinement set out from (its warp, if any, becomes the first control points).
+    Args:
+        start: the alignment to refine; its warp, if any, gives the first control points.
         control_points: nodes per axis of the warp, over the raw field of view seen in aligned space.
-        interpolation: ``"bicubic"`` or ``"bilinear"`` between control points.
-        warp_sd_px: prior sd of a control point's motion; re-estimated from the data at every step.
+        warp: ``"bicubic"`` or ``"bilinear"`` control points, ``"network"`` (one small network a tilt, 2023 paper,
+            read at bicubic nodes and trained by Adam) or ``"none"``.
+        penalty: ICE-TIDE's eq. 7 weights for rotation (degree), shift and warp (px), on the departure from the start.
+        seed: of the network's first weights.
     """
 
-    start: Alignment
-    control_points: int = 5
-    interpolation: str = "bicubic"
-    warp_sd_px: float = 0.3
-    momentum: float = 0.6
-    linear: Array = field(init=False)
-    shift: Array = field(init=False)
-    nodes_x: Array = field(init=False)
-    nodes_y: Array = field(init=False)
-    nodes: Array = field(init=False)
-    velocity: Array = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.linear = self.start.linear.copy()
-        self.shift = self.start.shift_px.copy()
-        n, k = self.start.n_tilts, self.control_points
-        half = aligned_half_size(self.start.without_warp(), about_shift=True)
+    def __init__(
+        self,
+        start: Alignment,
+        control_points: int = 5,
+        warp: str = "bicubic",
+        penalty: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        seed: int = 0,
+    ) -> None:
+        self.start, self.control_points, self.penalty = start, control_points, penalty
+        self.interpolation = "bilinear" if warp == "bilinear" else "bicubic"
+        self.warp_sd_px = FIRST_WARP_SD_PX
+        self.linear, self.shift = start.linear.copy(), start.shift_px.copy()
+        n, k = start.n_tilts, control_points
+        half = aligned_half_size(start, about_shift=True)
         self.nodes_x, self.nodes_y = np.linspace(-half[0], half[0], k), np.linspace(-half[1], half[1], k)
         self.nodes = np.zeros((n, k, k, 2))
-        if self.start.warp is not None:
-            self.nodes = np.stack([self.start.warp.on_lattice(m, self.nodes_x, self.nodes_y) for m in range(n)])
+        if start.warp is not None:
+            self.nodes = np.stack([start.warp.on_lattice(m, self.nodes_x, self.nodes_y) for m in range(n)])
         self.velocity = np.zeros((n, 3 + 2 * k * k))
+        self.network = make_deformation("network", n, self.nodes_x, self.nodes_y, seed=seed) if warp == "network" else None
+        if self.network is not None:
+            self.network_adam = Adam({"network": slice(0, self.network.parameters().size)}, NETWORK_RATE)
 
     @property
     def alignment(self) -> Alignment:
@@ -188,32 +197,80 @@ class Motion:
         prior enters as 1 / sd^2; the sd is the empirical-Bayes estimate of the step before.
         """
         n, k = self.start.n_tilts, self.control_points
-        n_blocks = sums.values.shape[1] * sums.values.shape[2]
-        values = sums.values.reshape(n, n_blocks, 5)
+        solved_warp = with_warp and self.network is None
+        values = sums.values.reshape(n, -1, 5)
         jac_u, jac_v = self._jacobians(sums, with_warp)
-        n_parameters = jac_u.shape[2]
+        gradient = np.einsum("mbp,mb->mp", jac_u, values[..., 0]) + np.einsum("mbp,mb->mp", jac_v, values[..., 1])
+        gradient += self._penalty_gradient(with_warp)
+        if with_warp and self.network is not None:
+            self._network_step(gradient[:, 3:], rate)
+            gradient, jac_u, jac_v = gradient[:, :3], jac_u[..., :3], jac_v[..., :3]
         weighted_u = values[..., 2:3] * jac_u + values[..., 3:4] * jac_v
         weighted_v = values[..., 3:4] * jac_u + values[..., 4:5] * jac_v
         curvature = jac_u.transpose(0, 2, 1) @ weighted_u + jac_v.transpose(0, 2, 1) @ weighted_v
-        gradient = np.einsum("mbp,mb->mp", jac_u, values[..., 0]) + np.einsum("mbp,mb->mp", jac_v, values[..., 1])
-        trace = np.trace(curvature, axis1=1, axis2=2)
-        damping = 1e-9 * trace[:, None, None] / n_parameters + 1e-12
+        n_parameters = jac_u.shape[2]
+        damping = 1e-9 * np.trace(curvature, axis1=1, axis2=2)[:, None, None] / n_parameters + 1e-12
         prior = np.zeros(n_parameters)
-        prior[2] = 1.0  # a pixel at the edge: holds a tilt without signal, far below any real information
+        prior[2] = 1.0  # one px at the edge: holds a tilt without signal, far below any real information
         present = np.zeros((n, n_parameters))
-        if with_warp:
+        if solved_warp:
             prior[3:] = self.warp_sd_px**-2
             present[:, 3:] = self.nodes.transpose(0, 3, 1, 2).reshape(n, 2 * k * k)
         covariance = np.linalg.inv(curvature + np.diag(prior) + damping * np.eye(n_parameters))
         move = -np.einsum("mpq,mq->mp", covariance, gradient + prior * present)
         move = np.clip(move, -LARGEST_STEP_PX, LARGEST_STEP_PX)
-        if with_warp:
+        if solved_warp:
             spread = present[:, 3:] ** 2 + np.diagonal(covariance, axis1=1, axis2=2)[:, 3:]
             self.warp_sd_px = float(np.clip(np.sqrt(spread.mean()), *WARP_SD_RANGE_PX))
-        self.velocity *= self.momentum
+        self.velocity *= MOMENTUM
         self.velocity[:, :n_parameters] += rate * move
         self._project_gauge()
         self._apply(self.velocity)
+
+    def _penalty_gradient(self, with_warp: bool) -> Array:
+        """ICE-TIDE's size penalty against (shift, rotation as px at the edge, control points)."""
+        n, k = self.start.n_tilts, self.control_points
+        out = np.zeros((n, 3 + (2 * k * k if with_warp else 0)))
+        if any(self.penalty):
+            turn = axis_angle(self.linear) - axis_angle(self.start.linear)
+            moved = self.shift - self.start.shift_px
+            _, by_turn, by_shift, by_node = deformation_size(turn, moved, self.nodes, self.penalty)
+            out[:, :2] = by_shift
+            out[:, 2] = by_turn * np.rad2deg(1 / self._half_size)
+            if with_warp:
+                out[:, 3:] = by_node.transpose(0, 3, 1, 2).reshape(n, 2 * k * k)
+        return out
+
+    def _network_step(self, gradient: Array, rate: float) -> None:
+        """One Adam step of the deformation networks along the gradient of their node vectors."""
+        assert self.network is not None
+        n, k = self.start.n_tilts, self.control_points
+        nodes = gradient.reshape(n, 2, k, k).transpose(0, 2, 3, 1)
+        self.network.zero_grad()
+        self.network.backward_vectors(np.ascontiguousarray(nodes, dtype=np.float32))
+        self.network_adam.step(self.network.parameters(), self.network.grad, factor=rate)
+        self.nodes = self.network.vectors().astype(np.float64)
+        self.nodes -= self.nodes.mean(axis=0)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """What changes during a fit, as plain arrays."""
+        state: dict[str, NDArray[Any]] = {
+            "linear": self.linear, "shift": self.shift, "nodes": self.nodes, "velocity": self.velocity,
+            "warp_sd_px": np.array(self.warp_sd_px),
+        }  # fmt: skip
+        if self.network is not None:
+            state["network"] = self.network.parameters()
+            state |= {f"network_adam.{k}": v for k, v in self.network_adam.state_dict().items()}
+        return {name: np.array(value) for name, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.linear, self.shift = state["linear"].copy(), state["shift"].copy()
+        self.nodes, self.velocity = state["nodes"].copy(), state["velocity"].copy()
+        self.warp_sd_px = float(state["warp_sd_px"])
+        if self.network is not None:
+            self.network.parameters()[:] = state["network"]
+            self.network_adam.load_state_dict({k: state[f"network_adam.{k}"] for k in ("first", "second", "count")})
 
     def _jacobians(self, sums: BlockSums, with_warp: bool) -> tuple[Array, Array]:
         """d(u_x), d(u_y) at the block centres against (shift x, y, rotation at the edge, control points)."""
