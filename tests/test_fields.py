@@ -164,9 +164,8 @@ def test_fits_a_blob(kind):
     z, x, y = np.meshgrid(*lattice_axes(lattice), indexing="ij")
     target = np.exp(-((z - 1) ** 2 + (x + 2) ** 2 + (y - 3) ** 2) / 8).astype(np.float32)
     field = make_field(kind, (-8, 7, -8, 7, -6, 5), 1.0, levels=3, seed=0, initial=0.05)
-    rate = 2e-3 if kind == "mlp" else 2e-2
-    adam = Adam(field.groups, rate)
-    for _ in range(300):
+    adam = Adam(field.groups, field.rates(0.1))
+    for _ in range(200):
         field.zero_grad()
         residual = field.lattice(lattice) - target
         field.backward_lattice(residual)
@@ -211,3 +210,21 @@ def test_adam_equals_torch_and_counts_each_group():
         reference.step()
     expected = np.concatenate([t.detach().numpy() for t in theirs])
     np.testing.assert_allclose(mine, expected, atol=2e-6)
+
+
+def test_coarse_levels_step_further_but_not_too_far():
+    rates = make_field("hash", BOX, 1.0, levels=6).rates(0.1, active_levels=5)
+    assert rates["level4"] == rates["level5"] == pytest.approx(0.1)
+    assert rates["level3"] == pytest.approx(0.2)
+    assert rates["level0"] == rates["level1"] == pytest.approx(0.4)
+    assert rates["decoder"] < 0.01
+
+
+def test_a_new_hash_field_adds_its_features_up():
+    field = make_field("hash", BOX, 1.0, levels=3, features=2, scale=1.0, initial=0.5)
+    level = field.groups["level1"]
+    step = 1e-2
+    before = field.lattice(LATTICES[0])
+    field.parameters()[level] += step
+    argument = np.log(np.expm1(field.lattice(LATTICES[0]))) - np.log(np.expm1(before))
+    np.testing.assert_allclose(argument, step, rtol=0.5)
