@@ -114,6 +114,9 @@ def os_error_sentence(error: OSError) -> str | None:
         errno.EFBIG: "the file would be larger than allowed here; raise the limit or write elsewhere",
         errno.EIO: "the disk reported an error; check it",
     }.get(error.errno or 0)
+    if error.errno is None and "requested and" in str(error):
+        # numpy's tofile says "1000 requested and 500 written" and no more
+        what = "the disk is full or a size limit reached; free some space or write elsewhere"
     if what is None:
         return None
     return f"{error.filename}: {what}" if error.filename else what
