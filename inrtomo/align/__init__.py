@@ -1,0 +1,1 @@
+"""From an unaligned tilt series to an alignment: preparation, coarse correlation, tracks, joint fit, guard."""

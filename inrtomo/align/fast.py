@@ -1,0 +1,107 @@
+"""Preparation, coarse correlation, tracks and bundle adjustment in a row: what ``--fast`` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inrtomo.align.coarse import coarse_alignment
+from inrtomo.align.prepare import PREPARE_DEFAULTS, Prepared, PrepareSettings, prepare
+from inrtomo.align.tracks import TRACK_DEFAULTS, TrackResult, TrackSettings, track_and_bundle
+from inrtomo.alignment import Alignment
+
+if TYPE_CHECKING:
+    from inrtomo.tiltseries import TiltSeries
+
+Array = NDArray[np.float64]
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class FastReport:
+    """What the fast alignment found on its way.
+
+    Attributes:
+        prepared: the images as the alignment saw them (also what the joint fit starts from).
+        coarse: alignment by correlation alone (or the user's start).
+        tracks: bundle adjustment, with residuals.
+        axis_ambiguous: the axis came from the data alone, so the specimen may be mirrored (axis off by 180 degrees).
+        seconds: wall time per step.
+        notes: what was decided, to be printed.
+    """
+
+    prepared: Prepared
+    coarse: Alignment
+    tracks: TrackResult
+    axis_ambiguous: bool
+    seconds: dict[str, float]
+    notes: list[str]
+
+
+def fast_alignment(
+    series: TiltSeries,
+    axis_deg: float | None = None,
+    start: Alignment | None = None,
+    prepare_settings: PrepareSettings = PREPARE_DEFAULTS,
+    track_settings: TrackSettings = TRACK_DEFAULTS,
+    progress: Progress | None = None,
+) -> tuple[Alignment, FastReport]:
+    """Align a series without a density.
+
+    Args:
+        series: the tilt series.
+        axis_deg: tilt axis in IMOD's sense; None searches for it.
+        start: an alignment to start from instead of correlating.
+    """
+    images = series.read()
+    return fast_alignment_of(
+        images,
+        series.tilt_deg,
+        axis_deg,
+        series.pixel_size_A,
+        start,
+        prepare_settings,
+        track_settings,
+        dict(series.excluded),
+        progress,
+    )
+
+
+def fast_alignment_of(
+    images: NDArray[np.float32],
+    tilt_deg: Array,
+    axis_deg: float | None = None,
+    pixel_size_A: float | None = None,
+    start: Alignment | None = None,
+    prepare_settings: PrepareSettings = PREPARE_DEFAULTS,
+    track_settings: TrackSettings = TRACK_DEFAULTS,
+    excluded: dict[int, str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Alignment, FastReport]:
+    """`fast_alignment` for images ``(n, ny, nx)`` in memory."""
+    tilt_deg = np.asarray(tilt_deg, dtype=np.float64)
+    clock = [time.perf_counter()]
+    prepared = prepare(images, tilt_deg, pixel_size_A, prepare_settings, excluded, progress)
+    clock.append(time.perf_counter())
+    if start is None:
+        coarse = coarse_alignment(prepared, tilt_deg, axis_deg, pixel_size_A, progress)
+    else:
+        coarse = start
+    clock.append(time.perf_counter())
+    tracks = track_and_bundle(prepared, coarse, track_settings, progress)
+    clock.append(time.perf_counter())
+    seconds = dict(zip(("prepare", "coarse", "tracks"), np.diff(clock).tolist(), strict=True))
+    ambiguous = start is None and axis_deg is None
+    notes = prepared.notes + tracks.notes
+    if ambiguous:
+        notes.append(
+            f"tilt axis found from the images: {tracks.axis_deg:.1f} deg; {tracks.axis_deg + 180:.1f} deg fits them "
+            "equally well and gives the mirrored specimen: give --tilt-axis if the hand matters"
+        )
+    report = FastReport(prepared, coarse, tracks, ambiguous, seconds, notes)
+    return tracks.alignment, report

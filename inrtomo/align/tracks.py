@@ -1,0 +1,566 @@
+"""Feature tracks: small pieces of the specimen followed through all tilts at once.
+
+A track is a specimen point with a window around it. Its views, read along the current alignment and stretched
+by ``1 / cos(tilt)``, are slices of one 3-D Fourier transform. For a density of known power spectrum inside a slab
+of thickness T (or inside a bead, T small) and white-in-space noise they are jointly Gaussian with the covariance
+
+    K_ij(k) = sqrt(S_i S_j) * kappa(k_x, tan a_i - tan a_j) + N_i delta_ij,
+
+``kappa`` the overlap of the slab as the two windows see it. The log-likelihood of the views is then a function of
+their displacements alone: its gradient is what sub-pixel correlation of every view with the prediction from *all*
+the others gives, and its expected curvature (the Fisher information) says how well each displacement, and each
+combination of displacements over tilts, is determined. Smooth-in-tilt errors, which pairwise tracking lets
+drift, are seen by it as far as the data hold them. `bundle` puts all tracks together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numba as nb
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from inrtomo.align import bundle
+from inrtomo.align.prepare import Prepared, fourier_crop
+from inrtomo.align.sampling import band_pass, read_spline, spline_coefficients
+from inrtomo.alignment import Alignment, LocalWarp
+from inrtomo.errors import InputError
+
+Array = NDArray[Any]
+F32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+Progress = Callable[[str, float], None]
+
+SHELLS = 24  # radial bins of the spectra between 0 and the band limit
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a track looks at the images: ``size`` samples ``spacing`` px apart in both directions, Hann-weighted."""
+
+    size: int
+    spacing: float
+
+    @property
+    def width(self) -> float:
+        return self.size * self.spacing
+
+    @property
+    def taper(self) -> Array:
+        """1-D weights ``(size,)``."""
+        offset = np.arange(self.size) - (self.size - 1) / 2
+        return np.asarray(np.cos(np.pi * offset / self.size) ** 2)
+
+    @property
+    def information(self) -> float:
+        """Independent values per Fourier term of the tapered window (the terms next to each other are related)."""
+        taper = self.taper
+        return float((np.sum(taper**2) ** 2 / (np.sum(taper**4) * self.size)) ** 2)
+
+
+@dataclass(frozen=True)
+class Band:
+    """The Fourier terms in use: one half-plane, ``k_x >= 0``, cycles per px of specimen x and y."""
+
+    kx: Array
+    ky: Array
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, window: Window, longest_px: float, shortest_px: float) -> Band:
+        kx, ky = np.meshgrid(np.fft.rfftfreq(window.size, window.spacing), np.fft.fftfreq(window.size, window.spacing))
+        radius = np.hypot(kx, ky)
+        keep = (radius >= 1 / longest_px) & (radius <= 1 / shortest_px) & ((kx > 0) | (ky > 0))
+        keep &= (kx < 0.5 / window.spacing) & (np.abs(ky) < 0.5 / window.spacing)
+        row, column = np.nonzero(keep)
+        return cls(kx[keep], ky[keep], row, column)
+
+    def radius_in(self, tilt_deg: Array) -> Array:
+        """Frequency in the image of every tilt, ``(n_terms, n_tilts)``."""
+        return np.hypot(self.kx[:, None] / np.cos(np.deg2rad(tilt_deg))[None], self.ky[:, None])
+
+
+@nb.njit(parallel=True, fastmath=True, cache=True)
+def _read_windows(coefficients, inverse, centre_u, shift_less, cosines, size, spacing, taper, out, valid):  # type: ignore[no-untyped-def]
+    n_tilts, ny, nx = coefficients.shape
+    n_tracks = centre_u.shape[0]
+    for m in nb.prange(n_tilts):
+        x = np.empty(size * size)
+        y = np.empty(size * size)
+        value = np.empty(size * size, np.float32)
+        inside = np.empty(size * size, np.float32)
+        for p in range(n_tracks):
+            u0, v0 = centre_u[p, m, 0] + shift_less[m, 0], centre_u[p, m, 1] + shift_less[m, 1]
+            for b in range(size):
+                v = v0 + (b - (size - 1) / 2) * spacing
+                for a in range(size):
+                    u = u0 + (a - (size - 1) / 2) * spacing * cosines[m]
+                    x[b * size + a] = inverse[m, 0, 0] * u + inverse[m, 0, 1] * v + (nx - 1) / 2
+                    y[b * size + a] = inverse[m, 1, 0] * u + inverse[m, 1, 1] * v + (ny - 1) / 2
+            read_spline(coefficients[m], x, y, value, inside)
+            total, weight, seen = 0.0, 0.0, 0.0
+            for b in range(size):
+                for a in range(size):
+                    w = taper[a] * taper[b]
+                    weight += w
+                    seen += w * inside[b * size + a]
+                    total += w * value[b * size + a]
+            valid[p, m] = seen / weight
+            mean = np.float32(total / max(seen, 1e-6))
+            for b in range(size):
+                for a in range(size):
+                    out[p, m, b, a] = (
+                        (value[b * size + a] - mean) * inside[b * size + a] * taper[a] * taper[b] * cosines[m]
+                    )
+
+
+def read_views(
+    coefficients: F32, inverse: Array, shift_px: Array, tilt_deg: Array, centre_u: Array, window: Window, band: Band
+) -> tuple[NDArray[np.complex128], Bool]:
+    """Fourier terms ``(n_tracks, n_tilts, n_terms)`` of the views and which of them lie in their image.
+
+    Args:
+        coefficients: spline coefficients of the images ``(n_tilts, ny, nx)``.
+        inverse: aligned -> raw matrices ``(n_tilts, 2, 2)``.
+        shift_px: ``(n_tilts, 2)`` in px of the images.
+        centre_u: aligned positions of the tracks, local motion included, ``(n_tracks, n_tilts, 2)``.
+    """
+    n_tracks, n_tilts = centre_u.shape[:2]
+    out = np.empty((n_tracks, n_tilts, window.size, window.size), dtype=np.float32)
+    seen = np.empty((n_tracks, n_tilts))
+    _read_windows(
+        coefficients,
+        inverse,
+        centre_u,
+        -shift_px,
+        np.cos(np.deg2rad(tilt_deg)),
+        window.size,
+        window.spacing,
+        window.taper,
+        out,
+        seen,
+    )
+    spectra = scipy.fft.rfft2(out, axes=(2, 3))[:, :, band.row, band.column]
+    spectra = spectra * np.conj(_phase_of_corner(window, band))
+    return spectra.astype(np.complex128), seen > 0.98
+
+
+def _phase_of_corner(window: Window, band: Band) -> NDArray[np.complex64]:
+    """Phase that refers the transform to the window's centre (the same for all views; only for tidiness)."""
+    offset = (window.size - 1) / 2 * window.spacing
+    return np.exp(-2j * np.pi * (band.kx + band.ky) * offset).astype(np.complex64)
+
+
+def overlap(band: Band, tilt_deg: Array, window: Window, slab_px: float) -> Array:
+    """``kappa``: what the views of a slab share, ``(n_terms, n_tilts, n_tilts)``, 1 on the diagonal."""
+    tangent = np.tan(np.deg2rad(tilt_deg))
+    delta = tangent[:, None] - tangent[None]
+    n_z = int(np.clip(slab_px / 2, 9, 65))
+    z = (np.arange(n_z) - (n_z - 1) / 2) * (slab_px / n_z)
+    lag = np.abs(delta[None] * z[:, None, None])
+    taper = window.taper
+    correlation = np.correlate(taper, taper, mode="full")[window.size - 1 :]
+    shared = np.interp(lag, np.arange(window.size) * window.spacing, correlation / correlation[0], right=0.0)
+    columns, where = np.unique(band.kx, return_inverse=True)
+    out = np.empty((len(columns), len(tilt_deg), len(tilt_deg)))
+    for i, kx in enumerate(columns):
+        out[i] = (np.cos(2 * np.pi * kx * z[:, None, None] * delta[None]) * shared).mean(axis=0)
+    return out[where]
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Power of signal (stretched views) and noise in the windows' units by image frequency, per tilt.
+
+    Attributes:
+        signal: ``(n_terms, n_tilts)``.
+        noise: ``(n_terms, n_tilts)``, infinite where an image has nothing to say.
+    """
+
+    signal: Array
+    noise: Array
+
+
+def estimate_spectra(
+    views: NDArray[np.complex128], valid: Bool, band: Band, tilt_deg: Array, kappa: Array, shortest_px: float
+) -> Spectra:
+    """Signal from what neighbouring tilts share, noise from what is left of each tilt's power."""
+    order = np.argsort(tilt_deg)
+    limit = 1.0 / shortest_px
+    radius = band.radius_in(tilt_deg)
+    shell = np.minimum((radius / limit * SHELLS).astype(int), SHELLS - 1)
+    shared, counted = np.zeros(SHELLS), np.zeros(SHELLS)
+    for step in (1, 2):
+        for i, j in zip(order[:-step], order[step:], strict=True):
+            both = valid[:, i] & valid[:, j]
+            if not both.any():
+                continue
+            product = (np.conj(views[both, i]) * views[both, j]).real.sum(axis=0)
+            use = (kappa[:, i, j] > 0.5) & (radius[:, i] < limit) & (radius[:, j] < limit)
+            np.add.at(shared, shell[use, i], product[use])
+            np.add.at(counted, shell[use, i], kappa[use, i, j] * both.sum())
+    total, n_total = np.zeros((SHELLS, len(tilt_deg))), np.zeros((SHELLS, len(tilt_deg)))
+    for i in range(len(tilt_deg)):
+        power = (np.abs(views[valid[:, i], i]) ** 2).sum(axis=0)
+        np.add.at(total[:, i], shell[:, i], power)
+        np.add.at(n_total[:, i], shell[:, i], valid[:, i].sum())
+    total = total / np.maximum(n_total, 1)
+    usual = np.array(
+        [np.median(row[some > 0]) if (some > 0).any() else 0.0 for row, some in zip(total, n_total, strict=True)]
+    )
+    signal = np.where(counted > 0, shared / np.maximum(counted, 1), 0)
+    signal = np.convolve(np.pad(signal, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
+    signal = np.clip(signal, 1e-3 * usual, 0.98 * usual)
+    noise = np.maximum(total - signal[:, None], 0.02 * total) + 1e-12
+    out_signal = signal[shell]
+    out_noise = np.take_along_axis(noise, shell, axis=0)
+    out_noise[radius >= limit] = np.inf
+    return Spectra(out_signal, out_noise)
+
+
+@dataclass
+class Likelihood:
+    """Gradient and information of all tracks about the current alignment, aligned px.
+
+    Attributes:
+        gradient: ``(n_tracks, n_tilts, 2)``.
+        information: ``(n_tracks, 2, n_tilts, n_tilts)`` for x and y; the cross terms vanish on average.
+        misfit: mean of ``|view - prediction|^2`` over its expectation, ``(n_tracks, n_tilts)``, NaN if unseen.
+        value: log-likelihood up to a constant, per track.
+    """
+
+    gradient: Array
+    information: Array
+    misfit: Array
+    value: Array
+
+
+def likelihood(
+    views: NDArray[np.complex128],
+    valid: Bool,
+    band: Band,
+    tilt_deg: Array,
+    kappa: Array,
+    spectra: Spectra,
+    window: Window,
+    with_determinant: bool = False,
+) -> Likelihood:
+    """See the module's text; tracks that are seen in the same tilts share one inverse.
+
+    ``value`` is comparable between models of the density (slab thickness) only ``with_determinant``.
+    """
+    n_tracks, n_tilts, _ = views.shape
+    cosine = np.cos(np.deg2rad(tilt_deg))
+    # a term and its mirror in k_y have the same covariance
+    half = np.stack([band.kx, np.abs(band.ky)], axis=1).round(9)
+    _, first, same = np.unique(half, axis=0, return_index=True, return_inverse=True)
+    same = same.ravel()
+    multiplicity = np.bincount(same).astype(float)
+    amplitude = np.sqrt(spectra.signal[first])
+    noise = spectra.noise[first]
+    heard = np.isfinite(noise)
+    covariance = kappa[first] * amplitude[:, :, None] * amplitude[:, None, :]
+    k_image_x = 2 * np.pi * band.kx[first, None] / cosine[None]
+    k_image_y = 2 * np.pi * np.abs(band.ky[first])
+    kx_all = 2 * np.pi * band.kx[:, None] / cosine[None]
+    ky_all = 2 * np.pi * band.ky
+
+    out = Likelihood(
+        np.zeros((n_tracks, n_tilts, 2)),
+        np.zeros((n_tracks, 2, n_tilts, n_tilts)),
+        np.full((n_tracks, n_tilts), np.nan),
+        np.zeros(n_tracks),
+    )
+    patterns, group = np.unique(valid, axis=0, return_inverse=True)
+    group = group.ravel()
+    diagonal = np.arange(n_tilts)
+    for g, pattern in enumerate(patterns):
+        seen = heard & pattern[None]
+        full = np.where(seen[:, :, None] & seen[:, None, :], covariance, 0.0)
+        full[:, diagonal, diagonal] += np.where(seen, np.where(heard, noise, 0), 1.0)
+        inverse = np.linalg.inv(full)
+        determinant = float(multiplicity @ np.linalg.slogdet(full)[1]) if with_determinant else 0.0
+        inverse *= seen[:, :, None] & seen[:, None, :]
+        product = inverse * full
+        product[:, diagonal, diagonal] -= 1.0 * seen
+        info_x = 2 * np.einsum("f,fi,fj,fij->ij", multiplicity, k_image_x, k_image_x, product, optimize=True)
+        info_y = 2 * np.einsum("f,fij->ij", multiplicity * k_image_y**2, product, optimize=True)
+        members = np.flatnonzero(group == g)
+        y = views[members] * pattern[None, :, None]
+        y = np.where(heard[same].T[None], y, 0)
+        alpha = np.empty_like(y)
+        stack = np.ascontiguousarray(y.transpose(2, 1, 0))
+        for term in range(stack.shape[0]):
+            alpha[:, :, term] = (inverse[same[term]] @ stack[term]).T
+        slope = np.imag(np.conj(y) * alpha)
+        out.gradient[members, :, 0] = -2 * np.einsum("pif,fi->pi", slope, kx_all)
+        out.gradient[members, :, 1] = -2 * np.einsum("pif,f->pi", slope, ky_all)
+        out.information[members, 0] = info_x
+        out.information[members, 1] = info_y
+        power = np.abs(alpha) ** 2
+        expected = inverse[:, diagonal, diagonal][same].T  # E |alpha_i|^2 = Q_ii
+        count = np.maximum((expected > 0).sum(axis=1), 1)
+        ratio = np.where(expected > 0, power / np.where(expected > 0, expected, 1), 0).sum(axis=2) / count
+        out.misfit[members] = np.where(pattern[None], ratio, np.nan)
+        out.value[members] = -np.einsum("pif,pif->p", np.conj(y), alpha).real - determinant
+    scale = window.information
+    out.gradient *= scale
+    out.information *= scale
+    out.value *= scale
+    return out
+
+
+@dataclass(frozen=True)
+class TrackSettings:
+    """How tracks are laid out and followed.
+
+    Attributes:
+        working_size: images are binned until their smaller side is at most this many px.
+        window: samples along a side of a track's window (working px x `spacing`).
+        spacing: working px between samples.
+        step: working px between the centres of neighbouring tracks.
+        shortest_px: finest wavelength of every round, working px, coarse to fine.
+        slab_px: thickness of the specimen, raw px; None estimates it from the likelihood.
+        degree: of the polynomials for local motion (1: affine only).
+        local_sd_px: width of the prior on their coefficients, raw px.
+        affine_sd_px: the same for per-tilt strain; rotation_sd_deg: for per-tilt rotation.
+    """
+
+    working_size: int = 340
+    window: int = 32
+    spacing: float = 2.0
+    step: float = 32.0
+    shortest_px: tuple[float, ...] = (16.0, 10.0, 7.0, 6.0, 6.0)
+    slab_px: float | None = None
+    degree: int = 3
+    local_sd_px: float = 0.15
+    affine_sd_px: float = 0.2
+    rotation_sd_deg: float = 0.4
+    longest_px: float = 48.0
+
+
+TRACK_DEFAULTS = TrackSettings()
+
+
+@dataclass(frozen=True)
+class TrackResult:
+    """A bundle-adjusted alignment and what it rests on.
+
+    Attributes:
+        alignment: shifts, common axis, per-tilt affine part, and local motion as a smooth warp.
+        points: specimen positions (x, y, z) of the tracks, raw px, ``(n_tracks, 3)``.
+        residual_px: how far every view lies from the prediction of all others, aligned px,
+            ``(n_tracks, n_tilts, 2)``, NaN where unseen or left out.
+        sigma_px: what noise alone lets expect of it, same shape.
+        used: ``(n_tracks, n_tilts)``.
+        slab_px: thickness used, raw px.
+        axis_deg: common tilt axis.
+        notes: what was decided, to be printed.
+    """
+
+    alignment: Alignment
+    points: Array
+    residual_px: Array
+    sigma_px: Array
+    used: Bool
+    slab_px: float
+    axis_deg: float
+    notes: list[str]
+
+    @property
+    def residual_per_tilt(self) -> Array:
+        """Weighted RMS residual of every tilt, px (NaN where nothing was seen)."""
+        return _weighted_rms(self.residual_px, self.sigma_px, axis=0)
+
+    @property
+    def residual_per_track(self) -> Array:
+        """Weighted RMS residual of every track, px."""
+        return _weighted_rms(self.residual_px, self.sigma_px, axis=1)
+
+    @property
+    def residual_rms(self) -> float:
+        """Weighted RMS residual of all views, px."""
+        return float(_weighted_rms(self.residual_px.reshape(-1, 2), self.sigma_px.reshape(-1, 2), axis=0))
+
+
+def _weighted_rms(residual: Array, sigma: Array, axis: int) -> Array:
+    weight = np.where(np.isfinite(residual) & np.isfinite(sigma), 1 / np.maximum(sigma, 1e-3) ** 2, 0.0)
+    squares = (np.nan_to_num(residual) ** 2 * weight).sum(axis=(axis, -1))
+    total = weight.sum(axis=(axis, -1)) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.sqrt(np.where(total > 0, squares / total, np.nan)))
+
+
+def track_and_bundle(
+    prepared: Prepared,
+    alignment: Alignment,
+    settings: TrackSettings = TRACK_DEFAULTS,
+    progress: Progress | None = None,
+) -> TrackResult:
+    """Follow tracks through all usable tilts from a coarse alignment, and solve for the alignment they agree on.
+
+    Raises:
+        InputError: when fewer than three tilts are usable.
+    """
+    used = np.array([i for i in prepared.included if i not in alignment.excluded], dtype=np.int64)
+    if len(used) < 3:
+        raise InputError(f"tilt series: only {len(used)} usable tilts; tracking needs at least 3")
+    followed = _Followed.start(prepared, alignment, used, settings)
+    notes: list[str] = []
+    slab = settings.slab_px or 0.27 * min(prepared.raw_size)
+    rounds = settings.shortest_px
+    for number, shortest in enumerate(rounds):
+        if settings.slab_px is None and number in (2, 4):
+            slab = followed.best_slab(slab, shortest)
+        followed.improve(slab, shortest)
+        if progress:
+            progress("tracks", (number + 1) / len(rounds))
+    residual, sigma, seen = followed.residuals(slab, rounds[-1])
+    result = followed.alignment()
+    axis = float(np.median(result.rotation_deg[used]))
+    notes.append(f"{len(followed.points)} tracks; tilt axis {axis:.2f} deg; specimen about {slab:.0f} px thick")
+    n = alignment.n_tilts
+    full_residual, full_sigma = np.full((2, len(followed.points), n, 2), np.nan)
+    full_seen = np.zeros((len(followed.points), n), dtype=bool)
+    full_residual[:, used], full_sigma[:, used], full_seen[:, used] = residual, sigma, seen
+    points = np.concatenate([followed.points, followed.motion.height[:, None]], axis=1)
+    return TrackResult(result, points, full_residual, full_sigma, full_seen, slab, axis, notes)
+
+
+class _Followed:
+    """The state of tracking: images at working size, track positions, and the motion found so far (raw px)."""
+
+    def __init__(
+        self, images: F32, factor: float, start: Alignment, used: NDArray[np.int64], settings: TrackSettings
+    ) -> None:
+        self.settings, self.start_alignment, self.used, self.factor = settings, start, used, factor
+        self.tilt_deg = start.tilt_deg[used]
+        self.window = Window(settings.window, settings.spacing * factor)
+        self.coefficients = spline_coefficients(images)
+        nx, ny = start.image_size
+        turn = start.linear[used].mean(axis=0)
+        self.half_size = (
+            (abs(turn[0, 0]) * nx + abs(turn[0, 1]) * ny) / 2,
+            (abs(turn[1, 0]) * nx + abs(turn[1, 1]) * ny) / 2,
+        )
+        step = settings.step * factor
+        x = _grid(1.24 * self.half_size[0], step)
+        y = _grid(self.half_size[1] - 0.3 * self.window.width, step)
+        self.points = np.stack([v.ravel() for v in np.meshgrid(x, y)], axis=1)
+        n_basis = int((bundle.DEGREES <= settings.degree).sum())
+        widths = np.where(
+            bundle.DEGREES == 0,
+            bundle.LOOSE_PX,
+            np.where(bundle.DEGREES == 1, settings.affine_sd_px, settings.local_sd_px),
+        )
+        rotation = np.deg2rad(settings.rotation_sd_deg) * float(np.mean(self.half_size))
+        self.motion = bundle.Motion(
+            np.zeros((len(used), n_basis, 2)), 0.0, np.zeros(len(self.points)), widths[:n_basis].astype(float), rotation
+        )
+        # windows overlap: neighbouring tracks share information
+        self.share = min(1.0, (settings.step / (settings.window * settings.spacing * 0.375)) ** 2)
+        self.rejected = np.zeros((len(self.points), len(used)), dtype=bool)
+
+    @classmethod
+    def start(
+        cls, prepared: Prepared, alignment: Alignment, used: NDArray[np.int64], settings: TrackSettings
+    ) -> _Followed:
+        extra = max(1, int(np.ceil(min(prepared.images.shape[1:]) / settings.working_size)))
+        images = prepared.images[used]
+        if extra > 1:
+            images = np.stack([fourier_crop(image, extra) for image in images])
+        images = band_pass(images, 120.0, 4.0)
+        return cls(images, float(extra * prepared.bin), alignment, used, settings)
+
+    def positions(self) -> Array:
+        """Ideal aligned positions ``(n_tracks, n_tilts, 2)``, without motion."""
+        cosine, sine = np.cos(np.deg2rad(self.tilt_deg)), np.sin(np.deg2rad(self.tilt_deg))
+        u = self.points[:, :1] * cosine + self.motion.height[:, None] * sine
+        return np.stack([u, np.repeat(self.points[:, 1:], len(self.used), axis=1)], axis=-1)
+
+    def moved(self, u: Array) -> Array:
+        """Where the content expected at ``u`` ``(n, n_tilts, 2)`` really is, aligned px of the start."""
+        out = u + bundle.displacement(self.motion, u, np.arange(len(self.used)), self.half_size, self.settings.degree)
+        warp = self.start_alignment.warp
+        if warp is not None:
+            out = out + np.stack([warp(int(m), u[:, k]) for k, m in enumerate(self.used)], axis=1)
+        return np.asarray(out)
+
+    def _views(self, shortest_px: float) -> tuple[Band, NDArray[np.complex128], Bool]:
+        band = Band.of(self.window, self.settings.longest_px * self.factor, shortest_px * self.factor)
+        inverse = np.linalg.inv(self.start_alignment.linear[self.used]) / self.factor
+        views, seen = read_views(
+            self.coefficients, inverse, self.start_alignment.shift_px[self.used], self.tilt_deg,
+            self.moved(self.positions()), self.window, band,
+        )  # fmt: skip
+        seen &= ~self.rejected
+        seen &= seen.sum(axis=1, keepdims=True) >= 5
+        return band, views, seen
+
+    def _likelihood(
+        self, slab_px: float, shortest_px: float, with_determinant: bool = False
+    ) -> tuple[Likelihood, Bool]:
+        band, views, seen = self._views(shortest_px)
+        kappa = overlap(band, self.tilt_deg, self.window, slab_px)
+        spectra = estimate_spectra(views, seen, band, self.tilt_deg, kappa, shortest_px * self.factor)
+        found = likelihood(views, seen, band, self.tilt_deg, kappa, spectra, self.window, with_determinant)
+        # a track the model describes badly (a bead, a strong edge) says less than it seems to
+        with np.errstate(invalid="ignore"):
+            misfit = np.array(
+                [np.mean(row[ok]) if ok.any() else 1.0 for row, ok in zip(found.misfit, seen, strict=True)]
+            )
+        excess = np.maximum(misfit, 0.5)
+        found.gradient /= excess[:, None, None]
+        found.information /= excess[:, None, None, None]
+        found.gradient *= self.share
+        found.information *= self.share
+        return found, seen
+
+    def improve(self, slab_px: float, shortest_px: float) -> None:
+        """One round: read, correlate, solve."""
+        found, _ = self._likelihood(slab_px, shortest_px)
+        self.motion, _ = bundle.solve(
+            found.gradient, found.information, self.positions(), self.tilt_deg, self.motion, self.half_size,
+            self.settings.degree, np.full(len(self.points), slab_px / 6), relax_px=2.0 * self.factor,
+        )  # fmt: skip
+
+    def best_slab(self, slab_px: float, shortest_px: float) -> float:
+        """Thickness (raw px) among factors of the current one that makes the views most likely."""
+        factors = np.array([0.5, 0.62, 0.78, 1.0, 1.26, 1.6, 2.0])
+        values = [self._likelihood(slab_px * f, shortest_px, with_determinant=True)[0].value.sum() for f in factors]
+        best = int(np.argmax(values))
+        return float(slab_px * factors[best])
+
+    def residuals(self, slab_px: float, shortest_px: float) -> tuple[Array, Array, Bool]:
+        """Displacement of every view against the prediction from all others, and its expected sd."""
+        found, seen = self._likelihood(slab_px, shortest_px)
+        diagonal = np.einsum("pcii->pic", found.information) / self.share
+        known = seen[:, :, None] & (diagonal > 0)
+        safe = np.where(known, diagonal, 1.0)
+        residual = np.where(known, found.gradient / self.share / safe, np.nan)
+        return residual, np.where(known, 1 / np.sqrt(safe), np.nan), seen
+
+    def alignment(self) -> Alignment:
+        """The start with the motion found: affine part in the matrices, the rest as a warp."""
+        start = self.start_alignment
+        nodes_x = np.linspace(-1.2, 1.2, 7) * self.half_size[0]
+        nodes_y = np.linspace(-1.2, 1.2, 7) * self.half_size[1]
+        grid = np.stack(np.meshgrid(nodes_x, nodes_y), axis=-1).reshape(-1, 1, 2)
+        grid = np.repeat(grid, len(self.used), axis=1)
+        vectors = np.zeros((start.n_tilts, 7, 7, 2))
+        vectors[self.used] = (self.moved(grid) - grid).transpose(1, 0, 2).reshape(len(self.used), 7, 7, 2)
+        for i in range(start.n_tilts):
+            if i not in self.used:
+                nearest = self.used[np.argmin(np.abs(self.tilt_deg - start.tilt_deg[i]))]
+                vectors[i] = vectors[nearest]
+        return replace(start, warp=LocalWarp(nodes_x, nodes_y, vectors)).folded()
+
+
+def _grid(half: float, step: float) -> Array:
+    n = max(1, int(np.floor(half / step)))
+    return np.arange(-n, n + 1) * step if half > 0 else np.zeros(1)
