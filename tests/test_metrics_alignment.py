@@ -1,0 +1,206 @@
+"""The error between alignments is free of gauge, and is the error that was put in."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from inrtomo.alignment import Alignment, LocalWarp
+from inrtomo.geometry import axis_rotation, specimen_to_aligned
+from inrtomo.metrics.alignment import RigidMotion, best_linear, compare_alignments, in_frame_of, slab_points
+
+THICKNESS = 60.0
+SIZE = (200, 160)
+
+
+def make(n: int = 31, axis: float = 5.0, warp_px: float = 0.0, seed: int = 0) -> Alignment:
+    rng = np.random.default_rng(seed)
+    tilt = np.linspace(-60, 60, n)
+    x, y = np.linspace(-110, 110, 5), np.linspace(-90, 90, 5)
+    return Alignment(
+        tilt_deg=tilt,
+        linear=np.stack([axis_rotation(axis + r) for r in rng.uniform(-0.3, 0.3, n)]),
+        shift_px=rng.uniform(-10, 10, (n, 2)),
+        image_size=SIZE,
+        pixel_size_A=10.0,
+        warp=LocalWarp(x, y, rng.normal(size=(n, 5, 5, 2)) * warp_px) if warp_px else None,
+    )
+
+
+def shifted(alignment: Alignment, by: np.ndarray) -> Alignment:
+    """By ``by`` (n, 2) px in the aligned frame; the warp stays put, so only for alignments without one."""
+    return replace(alignment, shift_px=alignment.shift_px + by)
+
+
+def test_equal_alignments_have_no_error() -> None:
+    truth = make(warp_px=1.0)
+    error = compare_alignments(truth, truth, THICKNESS)
+    assert error.rms_px < 1e-9 and error.rms_after_slice_gauge_px < 1e-9
+    assert error.per_tilt_px.max() < 1e-9
+
+
+@pytest.mark.parametrize("warp_px", [0.0, 0.2])
+def test_translation_of_the_specimen_is_no_error(warp_px: float) -> None:
+    truth = make(warp_px=warp_px)
+    moved = truth.translated((3.0, -2.0, 10.0))
+    error = compare_alignments(moved, truth, THICKNESS)
+    assert np.abs(moved.shift_px - truth.shift_px).max() > 8
+    assert error.rms_px < (1e-6 if warp_px == 0 else 0.05)  # a translated warp is sampled anew
+    np.testing.assert_allclose(error.motion.translation_px, (3, -2, 10), atol=0.05)
+
+
+def test_turns_of_the_specimen_are_no_error() -> None:
+    truth = make()
+    offset = replace(truth, tilt_deg=truth.tilt_deg + 2.5)
+    error = compare_alignments(offset, truth, THICKNESS)
+    assert error.rms_px < 1e-6
+    np.testing.assert_allclose(error.motion.rotation_deg, (0, -2.5, 0), atol=1e-6)
+    leaning = replace(truth, x_tilt_deg=np.full(truth.n_tilts, 3.0))
+    assert compare_alignments(leaning, truth, THICKNESS).rms_px < 1e-6
+    assert compare_alignments(truth, leaning, THICKNESS).rms_px < 1e-6
+
+
+def test_axis_180_degrees_off_with_negated_tilts_is_the_same_alignment() -> None:
+    truth = make()
+    other = replace(truth, tilt_deg=-truth.tilt_deg, linear=-truth.linear, shift_px=-truth.shift_px)
+    assert compare_alignments(other, truth, THICKNESS).rms_px < 1e-6
+    mirrored = replace(truth, linear=-truth.linear, shift_px=-truth.shift_px)
+    assert compare_alignments(mirrored, truth, THICKNESS).rms_px > 3
+
+
+def test_slice_gauge_is_removed_and_only_in_its_own_number() -> None:
+    truth = make()
+    points_y = np.linspace(-90, 90, 19)
+    tilt = np.deg2rad(truth.tilt_deg)[:, None, None]
+    u, y = np.meshgrid(np.linspace(-110, 110, 23), points_y)
+    q = y / 90
+    # a specimen deformed by b(y), c(y), a(y) and p(y), seen in every tilt; the warp is minus the displacement
+    du = 2 * q**2 * np.cos(tilt) - 3 * q**3 * np.sin(tilt) + 0.01 * q * u
+    dv = 1.5 * q**2 + 0 * tilt
+    warp = LocalWarp(u[0], points_y, -np.stack([np.broadcast_to(d, du.shape) for d in (du, dv)], axis=-1))
+    error = compare_alignments(replace(truth, warp=warp), truth, THICKNESS)
+    assert error.rms_px > 0.5
+    assert error.rms_after_slice_gauge_px < 0.03
+
+
+def test_jitter_put_in_is_found_as_jitter() -> None:
+    truth = make(n=61)
+    by = np.random.default_rng(1).normal(size=(61, 2)) * 0.5
+    error = compare_alignments(shifted(truth, by), truth, THICKNESS)
+    expected = np.sqrt((by**2).sum(axis=1).mean())
+    assert error.jitter_px == pytest.approx(expected, rel=0.12)  # a few of the 122 numbers are gauge or smooth
+    assert error.smooth_px < 0.5 * expected
+    assert error.local_px < 0.1 * expected
+    found = error.gauge_free.shift_px
+    assert np.corrcoef(found.ravel(), by.ravel())[0, 1] > 0.93
+
+
+def test_smooth_error_put_in_is_found_as_smooth() -> None:
+    truth = make(n=41)
+    t = truth.tilt_deg / 60
+    by = np.stack([2 * t**4 - t**3, 2 * t**2 - t], axis=1)
+    error = compare_alignments(shifted(truth, by), truth, THICKNESS)
+    assert error.smooth_px > 0.3
+    assert error.jitter_px < 0.05 * error.smooth_px
+
+
+def test_parts_add_up() -> None:
+    truth, other = make(warp_px=1.0), make(warp_px=0.7, seed=3)
+    error = compare_alignments(other, truth, THICKNESS)
+    for residual in (error.rigid, error.gauge_free):
+        parts = residual.smooth_px**2 + residual.jitter_px**2 + residual.local_px**2
+        assert parts == pytest.approx(residual.rms_px**2, rel=1e-6)
+    assert error.rms_after_slice_gauge_px <= error.rms_px + 1e-3
+
+
+def test_local_motion_left_out_is_found_as_local() -> None:
+    truth = make(warp_px=1.0)
+    error = compare_alignments(best_linear(truth, THICKNESS), truth, THICKNESS)
+    assert error.local_px > 0.3
+    assert error.jitter_px + error.smooth_px < 0.02 * error.local_px
+    assert np.nanmax(error.local_map.rms_px) > error.gauge_free.local_px
+
+
+def test_excluded_tilts_do_not_count() -> None:
+    truth = make()
+    by = np.zeros((truth.n_tilts, 2))
+    by[[4, 20]] = 300.0
+    wrong = shifted(truth, by)
+    assert compare_alignments(wrong, truth, THICKNESS).rms_px > 10
+    for error in (
+        compare_alignments(replace(wrong, excluded={4: "dark", 20: "dark"}), truth, THICKNESS),
+        compare_alignments(wrong, replace(truth, excluded={4: "dark"}), THICKNESS, exclude=[20]),
+    ):
+        assert error.rms_px < 1e-6
+        assert error.excluded == (4, 20) and not np.isin([4, 20], error.tilts).any()
+
+
+def test_order_of_the_images_does_not_matter() -> None:
+    truth, other = make(warp_px=1.0), make(warp_px=0.7, seed=3)
+    order = np.random.default_rng(0).permutation(truth.n_tilts)
+
+    def reordered(a: Alignment) -> Alignment:
+        assert a.warp is not None
+        warp = replace(a.warp, vectors=a.warp.vectors[order])
+        return replace(
+            a,
+            tilt_deg=a.tilt_deg[order],
+            linear=a.linear[order],
+            shift_px=a.shift_px[order],
+            x_tilt_deg=a.x_tilt_deg[order],
+            warp=warp,
+        )
+
+    plain = compare_alignments(other, truth, THICKNESS)
+    mixed = compare_alignments(reordered(other), reordered(truth), THICKNESS)
+    assert mixed.rms_px == pytest.approx(plain.rms_px, rel=1e-6)
+    assert mixed.smooth_px == pytest.approx(plain.smooth_px, rel=1e-6)
+    np.testing.assert_allclose(mixed.per_tilt_px, plain.per_tilt_px[order], atol=1e-5)
+
+
+def test_points_fill_what_the_zero_tilt_shows() -> None:
+    truth = replace(make(warp_px=1.0), tilt_deg=np.linspace(-50, 62, 31), x_tilt_deg=np.full(31, 4.0))
+    points = slab_points(truth, THICKNESS, np.arange(31))
+    raw = truth.specimen_to_raw(int(np.argmin(np.abs(truth.tilt_deg))), points)
+    assert (np.abs(raw) < np.array(SIZE) / 2).all()
+    assert np.ptp(raw, axis=0) == pytest.approx(np.array(SIZE) * 10 / 11, rel=1e-3)
+    assert np.ptp(points[:, 2]) == pytest.approx(THICKNESS * 4 / 5)
+
+
+def test_best_linear_beats_the_linear_part_and_every_neighbour() -> None:
+    full = make(warp_px=1.0)
+    best = best_linear(full, THICKNESS)
+    least = compare_alignments(best, full, THICKNESS).rms_px
+    assert best.warp is None
+    rng = np.random.default_rng(5)
+    others = [full.without_warp(), full.folded().without_warp()]
+    for _ in range(3):
+        linear = best.linear + rng.normal(size=best.linear.shape) * 1e-3
+        others.append(replace(best, linear=linear, shift_px=best.shift_px + rng.normal(size=best.shift_px.shape) * 0.1))
+    for other in others:
+        assert compare_alignments(other, full, THICKNESS).rms_px > least
+
+
+def test_in_frame_of_lays_projections_over_the_reference() -> None:
+    truth = make()
+    motion = RigidMotion(Rotation.from_euler("YX", [2.0, -1.5], degrees=True).as_matrix(), np.array([3.0, -4.0, 6.0]))
+    # an alignment that sees the specimen of `truth` moved
+    points = slab_points(truth, THICKNESS, np.arange(truth.n_tilts))
+    other = in_frame_of(truth, RigidMotion(motion.rotation.T, -motion.rotation.T @ motion.translation_px))
+    assert compare_alignments(other, truth, THICKNESS).rms_px < 1e-3
+    error = compare_alignments(other, truth, THICKNESS)
+    back = in_frame_of(other, error.motion)
+    for m in (0, 15, 30):
+        seen = specimen_to_aligned(points, float(back.tilt_deg[m]), float(back.x_tilt_deg[m]))
+        want = truth.specimen_to_raw(m, points)
+        assert np.abs(back.aligned_to_raw(m, seen) - want).max() < 0.1
+
+
+def test_different_series_are_refused() -> None:
+    with pytest.raises(ValueError, match="31 tilts, the other 29"):
+        compare_alignments(make(), make(n=29), THICKNESS)
+    with pytest.raises(ValueError, match="images"):
+        compare_alignments(replace(make(), image_size=(64, 64)), make(), THICKNESS)
+    with pytest.raises(ValueError, match="no tilt"):
+        compare_alignments(make(), make(), THICKNESS, exclude=range(31))
