@@ -1,3 +1,8 @@
 """Cryo-ET tilt-series alignment and reconstruction with implicit neural representations."""
 
+import os
+
+# numba's threads otherwise spin while they wait, which on a shared machine makes two slower than one
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 __version__ = "0.1.0"

@@ -88,7 +88,7 @@ class JointSettings:
     seed: int = 0
 
 
-FIELD_RATES = {"hash": 0.02, "voxel": 0.1, "mlp": 1e-3}
+FIELD_RATES = {"hash": 0.05, "voxel": 0.1, "mlp": 1e-3}
 HELD_BLOCK_PX = 16
 LATTICE_MARGIN_PX = 16.0
 RATE_AT_END = 0.1  # both rates fall linearly to this fraction within a scale, which averages the noise of late steps
@@ -200,7 +200,8 @@ class JointFit:
         signal = np.sqrt(max(float(np.var(data.images)) - 1.0, 0.05))
         self.density_unit = 2 * signal / np.sqrt(self.lattice(first).shape[0])
         self.field = self._new_field(self.lattice(last))
-        self.adam = Adam(self.field.groups, FIELD_RATES[s.field], beta2=0.95)
+        self.field_rate = FIELD_RATES[s.field]
+        self.adam = Adam(self.field.groups, self.field.rates(FIELD_RATES[s.field]), beta2=0.95)
 
     def lattice(self, spacing: float) -> Lattice:
         """The lattice of a scale: every ray of every tilt stays inside it until it leaves the slab."""
@@ -289,6 +290,7 @@ class _Stage:
         self.lattice = fit.lattice(scale.bin)
         self.n_u = 2 * int(np.ceil(fit.half_u / scale.bin)) + 1
         self.active = max(1.0, s.levels - np.log2(scale.bin / s.schedule[-1].bin))
+        fit.adam.rates.update(fit.field.rates(fit.field_rate, self.active))
         # binning changes the noise unit of the images and the length of a lattice step: the density keeps its unit
         self.amplitude = fit.unit / (data.noise / scale.bin)
         self.noise = self.amplitude * np.sqrt(len(fit.tilts))
