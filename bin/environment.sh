@@ -6,14 +6,20 @@ venv=.venv
 say() { printf '%s\n' "$*"; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
-# The first Python that is new enough and can make virtual environments.
+# PYTHON, or else the first one that is new enough and can make virtual environments.
 find_python() {
-    for candidate in ${PYTHON:-} python3 python3.12 python3.11 python3.13 python3.10 python; do
+    if [ -n "${PYTHON:-}" ]; then
+        set -- "$PYTHON"
+    else
+        set -- python3 python3.12 python3.11 python3.13 python3.10 python
+    fi
+    for candidate; do
         if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info)' 2>/dev/null; then
             say "$candidate"
             return
         fi
     done
+    [ -z "${PYTHON:-}" ] || fail "$PYTHON is not a Python 3.10 or newer with the venv module; name another"
     fail "no Python 3.10 or newer with the venv module found; install one (Debian, Ubuntu: apt install python3 python3-venv) or name it: PYTHON=/path/to/python3 bin/$(basename "$0")"
 }
 
