@@ -152,6 +152,8 @@ class AlignmentError:
             return values
 
         return {
+            "rms_px": self.rms_px,
+            "rms_after_slice_gauge_px": self.rms_after_slice_gauge_px,
             "tilts": self.tilts.tolist(),
             "excluded": list(self.excluded),
             "tilt_deg": self.tilt_deg.tolist(),

@@ -1,0 +1,138 @@
+"""``inr-compare``: how far apart two alignments are, or an alignment from the truth."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from inrtomo import __version__
+from inrtomo.alignment import Alignment
+from inrtomo.commands._common import TILT_LIST, command, echo_defaults
+from inrtomo.errors import InputError
+from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.files import atomic_path, check_output
+from inrtomo.metrics.alignment import AlignmentError, Residual, compare_alignments
+from inrtomo.report.comparison import comparison
+
+DEFAULT_THICKNESS = 0.3
+"""Slab thickness over the shorter image side, where nothing says it."""
+
+
+@command("inr-compare", context_settings={"show_default": True})
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "prefix", type=click.Path(path_type=Path), help="Write PREFIX.json and PREFIX.png.")
+@click.option("--thickness", type=float, metavar="NM", help="Sample thickness.  [default: as in B's or A's JSON]")
+@click.option("--exclude", type=TILT_LIST, default=(), help="More tilts to leave out, counted from 0: 3,7-9.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+def main(
+    a: Path, b: Path, prefix: Path | None, thickness: float | None, exclude: tuple[int, ...], overwrite: bool
+) -> None:
+    """Distance between alignments A and B (the reference, or the truth) of the same images.
+
+    A and B are an inr-align folder, a .xf with its .tlt, a truth or result JSON, or any format inr-recon reads.
+
+    The specimen is moved as a rigid body to agree best; what then is left between the projections of the same points
+    is the error. It is given again without deformations of the specimen that depend on y alone ("slice gauge"), which
+    one tilt axis cannot show. Tilts that A or B excludes are left out.
+    """
+    outputs = [] if prefix is None else [prefix.with_name(prefix.name + ending) for ending in (".json", ".png")]
+    for path in outputs:
+        check_output(path, overwrite)
+    first, second = _read_both(a, b)
+    thickness_px, source = _thickness(thickness, first, second, a, b)
+    pixel = second.pixel_size_A or first.pixel_size_A
+    outside = [tilt for tilt in exclude if tilt >= second.n_tilts]
+    if outside:
+        raise InputError(f"--exclude {outside[0]}: there are {second.n_tilts} tilts, counted from 0")
+    shown = f"{thickness_px:.0f} px" if pixel is None else f"{thickness_px * pixel / 10:.0f} nm"
+    echo_defaults([("slab", shown, source)])
+    try:
+        error = compare_alignments(first, second, thickness_px, exclude=exclude)
+    except ValueError as problem:
+        raise InputError(f"{a} and {b}: {problem}; compare alignments of the same stack") from None
+    _print(error)
+    if outputs:
+        outputs[0].parent.mkdir(parents=True, exist_ok=True)
+        values: dict[str, Any] = {"a": str(a), "b": str(b), "version": __version__, "thickness_px": thickness_px}
+        with atomic_path(outputs[0], overwrite) as temporary:
+            temporary.write_text(json.dumps({**values, **error.as_dict()}, indent=1), encoding="utf-8")
+        comparison(error, outputs[1], title=f"{a} against {b}")
+        click.echo(f"wrote {outputs[0]} and {outputs[1].name}")
+
+
+def _read_both(a: Path, b: Path) -> tuple[Alignment, Alignment]:
+    """Read what says its own image size first: the other may be bare numbers."""
+    if _says_size(a) and not _says_size(b):
+        first = read_alignment(a)
+        return first, read_alignment(b, first.image_size)
+    second = read_alignment(b)
+    return read_alignment(a, second.image_size), second
+
+
+def _says_size(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".json"
+
+
+def _thickness(option_nm: float | None, a: Alignment, b: Alignment, *paths: Path) -> tuple[float, str]:
+    """Thickness in raw px and where it comes from; the reference (the last path) is asked first."""
+    pixel = b.pixel_size_A or a.pixel_size_A
+    if option_nm is not None:
+        if not option_nm > 0:
+            raise InputError(f"--thickness {option_nm:g}: must be positive; give nm")
+        if pixel is None:
+            raise InputError(f"{paths[-1]}: no pixel size known, so --thickness cannot be used; leave it out")
+        return option_nm * 10 / pixel, "--thickness"
+    for path in reversed(paths):
+        for file in sorted(path.glob("*_align.json")) if path.is_dir() else [path] * (path.suffix == ".json"):
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if values.get("thickness_px"):
+                return float(values["thickness_px"]), str(file)
+            if values.get("thickness_nm") and pixel is not None:
+                return float(values["thickness_nm"]) * 10 / pixel, str(file)
+    return DEFAULT_THICKNESS * min(b.image_size), f"{DEFAULT_THICKNESS:g} of the shorter image side"
+
+
+def _print(error: AlignmentError) -> None:
+    width = None if sys.stdout.isatty() else 120
+    console = Console(file=sys.stdout, width=width, highlight=False, emoji=False)
+    unit = "px" if error.pixel_size_A is None else "px (Å)"
+    table = Table(title=f"error over {len(error.tilts)} tilts, {unit}")
+    for name in ("removed", "RMS", "median", "smooth in tilt", "jitter", "local"):
+        table.add_column(name, justify="left" if name == "removed" else "right")
+    for name, residual in (("rigid motion", error.rigid), ("and slice gauge", error.gauge_free)):
+        table.add_row(name, *(_length(value, error.pixel_size_A) for value in _numbers(residual)))
+    console.print(table)
+    turn, move = error.motion.rotation_deg, error.motion.translation_px
+    click.echo(
+        "rigid motion from B to A: turned by "
+        + ", ".join(f"{angle:.2f}" for angle in np.round(turn, 2) + 0.0)
+        + " degrees about x, y, z, moved by "
+        + ", ".join(f"{step:.1f}" for step in np.round(move, 1) + 0.0)
+        + " px"
+    )
+    worst = np.argsort(error.gauge_free.per_tilt_px)[::-1][:3]
+    click.echo(
+        "largest error: "
+        + ", ".join(
+            f"{error.gauge_free.per_tilt_px[k]:.2f} px in tilt {error.tilts[k]} ({error.tilt_deg[k]:.1f}°)"
+            for k in worst
+        )
+    )
+    if error.excluded:
+        click.echo(f"left out: tilts {', '.join(map(str, error.excluded))} (counted from 0)")
+
+
+def _numbers(residual: Residual) -> tuple[float, ...]:
+    return residual.rms_px, residual.median_px, residual.smooth_px, residual.jitter_px, residual.local_px
+
+
+def _length(value: float, pixel_size_A: float | None) -> str:
+    return f"{value:.3f}" if pixel_size_A is None else f"{value:.3f} ({value * pixel_size_A:.2f})"
