@@ -1,4 +1,4 @@
-"""Output files that are complete or not there at all."""
+"""Files that are complete or not there at all, and text files that are what they claim to be."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from pathlib import Path
 
 from inrtomo.errors import InputError
 
+MAX_TEXT_BYTES = 512 * 2**20
+"""A text file beyond this is not one of ours: the warp files of a long 8k series have a few MB."""
+
 
 def check_output(path: str | Path, overwrite: bool) -> None:
-    """Refuse (InputError) a path that exists already, unless it may be overwritten."""
+    """Refuse (InputError) a path that exists already, unless it may be overwritten, or whose folder cannot be used."""
     path = Path(path)
+    folder = path.parent
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists already; give another name or --overwrite")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; make it first or write elsewhere")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: no permission to write here; change it or write elsewhere")
 
 
 @contextmanager
@@ -32,3 +40,37 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str, overwrite: bool = False) -> Path:
+    """Write a whole text file or nothing; returns its path."""
+    with atomic_path(path, overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def check_input(path: str | Path) -> Path:
+    """The path of a file that can be read and has something in it, or InputError."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file")
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the name")
+    if not path.is_file():
+        raise InputError(f"{path}: is not a regular file; copy its contents to one")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: no permission to read it; change it")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: is empty; copy it again")
+    return path
+
+
+def read_text(path: str | Path) -> str:
+    """Contents of a text file; bytes that are not UTF-8 become replacement characters (SerialEM writes Latin-1)."""
+    path = check_input(path)
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise InputError(f"{path}: is too large for a text file; give another")
+    data = path.read_bytes()
+    if b"\0" in data:
+        raise InputError(f"{path}: is not a text file; give another")
+    return data.decode("utf-8", errors="replace").lstrip("\ufeff")
