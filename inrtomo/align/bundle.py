@@ -1,8 +1,10 @@
 """Bundle adjustment: one alignment from the displacements of all tracks.
 
 Solves, by Gauss-Newton on the tracks' joint likelihood, for the shift of every tilt, one tilt axis, small per-tilt
-affine and local motion (polynomials of the aligned position, held by priors whose widths are estimated from the
-data), and the height of every track. The gauge (translation of the specimen) is held by the priors.
+affine motion, local motion on a grid of control points, and the height of every track. Priors hold what the data
+do not: their widths say how large each kind of motion may be, and they fix the gauge (translation of the
+specimen). The normal equations are never formed: conjugate gradients need only products with the tracks'
+information matrices, and blocks per tilt are a good preconditioner.
 """
 
 from __future__ import annotations
@@ -11,53 +13,83 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy.sparse.linalg
 from numpy.typing import NDArray
+
+from inrtomo.alignment import interpolation_matrix
 
 Array = NDArray[Any]
 
-LOOSE_PX = 30.0
-DEGREES = np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3])
-POWERS = np.array([[0, 0], [1, 0], [0, 1], [2, 0], [1, 1], [0, 2], [3, 0], [2, 1], [1, 2], [0, 3]])
+AXIS_SD_RAD = np.deg2rad(20.0)
+CG_TOLERANCE = 1e-3
+CG_STEPS = 300
 
 
-def basis(u: Array, half_size: tuple[float, float], degree: int) -> Array:
-    """Polynomials ``(..., n)`` of the aligned position, about unit size in the image (Legendre products)."""
-    x, y = np.clip(u[..., 0] / half_size[0], -1.6, 1.6), np.clip(u[..., 1] / half_size[1], -1.6, 1.6)
-    legendre = [
-        lambda t: np.ones_like(t),
-        lambda t: t,
-        lambda t: 0.5 * (3 * t * t - 1),
-        lambda t: 0.5 * (5 * t**3 - 3 * t),
-    ]
-    return np.stack([legendre[a](x) * legendre[b](y) for a, b in POWERS[DEGREES <= degree]], axis=-1)
-
-
-@dataclass
-class Motion:
-    """What the bundle adjustment refines, about a fixed linear start (aligned px).
+@dataclass(frozen=True)
+class MotionModel:
+    """The kinds of motion of an image, as displacements of its content in aligned px.
 
     Attributes:
-        coefficients: ``(n_tilts, n_basis, 2)`` displacement of the images as polynomials of aligned position.
+        half_size: half of the field of view in aligned x and y, px.
+        nodes: control points per side for local motion, over the field of view; 0 for none.
+        shift_sd, affine_sd, rotation_sd, local_sd: widths of the priors, px at the border of the image.
+    """
+
+    half_size: tuple[float, float]
+    nodes: int
+    shift_sd: float
+    affine_sd: float
+    rotation_sd: float
+    local_sd: float
+
+    @property
+    def n_basis(self) -> int:
+        return 3 + self.nodes**2
+
+    def basis(self, u: Array) -> Array:
+        """Values ``(..., n_basis)`` at aligned positions: 1, x, y (unit size at the border), control points."""
+        x, y = u[..., 0] / self.half_size[0], u[..., 1] / self.half_size[1]
+        affine = np.stack([np.ones_like(x), x, y], axis=-1)
+        if not self.nodes:
+            return affine
+        at = np.linspace(-1, 1, self.nodes)
+        wx = interpolation_matrix(at, x.ravel(), "bicubic")
+        wy = interpolation_matrix(at, y.ravel(), "bicubic")
+        local = (wy[:, :, None] * wx[:, None, :]).reshape(*x.shape, self.nodes**2)
+        return np.concatenate([affine, local], axis=-1)
+
+    def precision(self) -> Array:
+        """Inverse prior covariance of one tilt's coefficients (basis, x | y), ``(2 n_basis, 2 n_basis)``."""
+        n = self.n_basis
+        variance = np.full(n, self.local_sd**2)
+        variance[:3] = self.shift_sd**2, self.affine_sd**2, self.affine_sd**2
+        out = np.diag(np.tile(1 / variance, 2))
+        # a rotation moves the x-part along y against the y-part along x
+        x_along_y, y_along_x = 2, n + 1
+        r = self.rotation_sd**2
+        pair = np.linalg.inv(np.array([[variance[2] + r, -r], [-r, variance[1] + r]]))
+        out[np.ix_([x_along_y, y_along_x], [x_along_y, y_along_x])] = pair
+        return out
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What the bundle adjustment refines, about a fixed start (aligned px).
+
+    Attributes:
+        coefficients: ``(n_tilts, 2, n_basis)`` of the displacement in x and y.
         axis_rad: rotation common to all images.
         height: ``(n_tracks,)`` z of the tracks.
-        prior_sd: ``(n_basis,)`` px, widths of the priors on the coefficients; the first is `LOOSE_PX`.
-        rotation_sd: px at the image border, width of the per-tilt rotation.
     """
 
     coefficients: Array
     axis_rad: float
     height: Array
-    prior_sd: Array
-    rotation_sd: float
 
-
-def displacement(motion: Motion, u: Array, tilts: Array, half_size: tuple[float, float], degree: int) -> Array:
-    """Displacement ``(n_tracks, n_tilts, 2)`` at the positions ``u`` of the same shape."""
-    values = basis(u, half_size, degree)
-    local = np.einsum("pmb,mbc->pmc", values, motion.coefficients[tilts])
-    turned = np.stack([-u[..., 1], u[..., 0]], axis=-1) * motion.axis_rad
-    return np.asarray(local + turned)
+    def displacement(self, model: MotionModel, u: Array) -> Array:
+        """Displacement ``(n, n_tilts, 2)`` at the positions ``u`` of the same shape."""
+        local = np.einsum("pmb,mcb->pmc", model.basis(u), self.coefficients)
+        return np.asarray(local + self.axis_rad * np.stack([-u[..., 1], u[..., 0]], axis=-1))
 
 
 def solve(
@@ -66,134 +98,71 @@ def solve(
     u: Array,
     tilt_deg: Array,
     motion: Motion,
-    half_size: tuple[float, float],
-    degree: int,
+    model: MotionModel,
     height_sd: Array,
-    relax_px: float = 3.0,
-    adapt: bool = False,
-) -> tuple[Motion, Array]:
-    """One Gauss-Newton step; returns the new motion and the displacement it explains ``(n_tracks, n_tilts, 2)``.
+    largest_px: float = 3.0,
+) -> Motion:
+    """One Gauss-Newton step.
 
     Args:
-        gradient, information: of the tracks, see `tracks.Likelihood`.
+        gradient: ``(n_tracks, n_tilts, 2)`` slope of the log-likelihood against the views' displacements.
+        information: ``(n_tracks, 2, n_tilts, n_tilts)`` its curvature, x and y.
         u: aligned positions of the tracks ``(n_tracks, n_tilts, 2)``.
-        height_sd: width of the prior on each track's height about 0, px.
-        adapt: also re-estimate the widths of the priors.
-        relax_px: no displacement changes by more than about this in one step.
+        height_sd: ``(n_tracks,)`` width of the prior on each track's height about 0, px.
+        largest_px: the step is shortened when views would move by more.
     """
     n_tracks, n_tilts = u.shape[:2]
-    values = basis(u, half_size, degree)
-    n_basis = values.shape[-1]
-    block = n_tilts * n_basis
-    n = 2 * block + 1 + n_tracks
-    normal = np.zeros((n, n))
-    right = np.zeros(n)
+    values = model.basis(u)
     sine = np.sin(np.deg2rad(tilt_deg))
-    turned = (-u[..., 1], u[..., 0])
+    turned = np.stack([-u[..., 1], u[..., 0]], axis=-1)
+    n_motion = n_tilts * 2 * model.n_basis
+    precision = model.precision()
+
+    def split(vector: Array) -> tuple[Array, float, Array]:
+        return vector[:n_motion].reshape(n_tilts, 2, model.n_basis), vector[n_motion], vector[n_motion + 1 :]
+
+    def views(vector: Array) -> Array:
+        coefficients, axis, height = split(vector)
+        out = np.einsum("pmb,mcb->pmc", values, coefficients, optimize=True) + axis * turned
+        out[..., 0] += height[:, None] * sine
+        return out
+
+    def parameters(per_view: Array) -> Array:
+        coefficients = np.einsum("pmb,pmc->mcb", values, per_view, optimize=True)
+        return np.concatenate([coefficients.ravel(), [(turned * per_view).sum()], per_view[..., 0] @ sine])
+
+    def prior(vector: Array) -> Array:
+        coefficients, axis, height = split(vector)
+        pulled = coefficients.reshape(n_tilts, -1) @ precision
+        return np.concatenate([pulled.ravel(), [axis / AXIS_SD_RAD**2], height / height_sd**2])
+
+    def normal(vector: Array) -> Array:
+        per_view = views(vector)
+        weighted = np.stack([np.matmul(information[:, c], per_view[:, :, c, None])[..., 0] for c in range(2)], axis=-1)
+        return parameters(weighted) + prior(vector)
+
+    diagonal = np.einsum("pcmm->pmc", information)
+    blocks = np.zeros((n_tilts, 2, model.n_basis, 2, model.n_basis))
     for c in range(2):
-        f, g = information[:, c], gradient[:, :, c]
-        part = slice(c * block, (c + 1) * block)
-        for a in range(n_basis):
-            left = values[:, :, a]
-            for b in range(a, n_basis):
-                piece = np.einsum("pi,pij,pj->ij", left, f, values[:, :, b], optimize=True)
-                rows, columns = c * block + a * n_tilts, c * block + b * n_tilts
-                normal[rows : rows + n_tilts, columns : columns + n_tilts] += piece
-                if a != b:
-                    normal[columns : columns + n_tilts, rows : rows + n_tilts] += piece.T
-        pulled = np.einsum("pij,pj->pi", f, turned[c])
-        normal[part, 2 * block] += np.einsum("pia,pi->ai", values, pulled).ravel()
-        right[part] += np.einsum("pia,pi->ai", values, g).ravel()
-        normal[2 * block, 2 * block] += float((turned[c] * pulled).sum())
-        right[2 * block] += float((turned[c] * g).sum())
-        if c == 0:
-            lifted = np.einsum("pij,j->pi", f, sine)
-            heights = slice(2 * block + 1, n)
-            normal[part, heights] += np.einsum("pia,pi->aip", values, lifted).reshape(block, n_tracks)
-            normal[2 * block, heights] += (turned[0] * lifted).sum(axis=1)
-            index = np.arange(2 * block + 1, n)
-            normal[index, index] += lifted @ sine
-            right[heights] += g @ sine
-    # the blocks below the diagonal mirror those above
-    normal[2 * block :, : 2 * block] = normal[: 2 * block, 2 * block :].T
-    normal[2 * block + 1 :, 2 * block] = normal[2 * block, 2 * block + 1 :]
+        blocks[:, c, :, c] = np.einsum("pma,pm,pmb->mab", values, diagonal[..., c], values, optimize=True)
+    inverse = np.linalg.inv(blocks.reshape(n_tilts, 2 * model.n_basis, -1) + precision)
+    axis_scale = 1 / ((turned**2 * diagonal).sum() + 1 / AXIS_SD_RAD**2)
+    height_scale = 1 / (diagonal[..., 0] @ sine**2 + 1 / height_sd**2)
 
-    precision = _prior_precision(motion, n_tilts, n_basis)
-    current = np.concatenate([
-        motion.coefficients[:, :, 0].T.ravel(), motion.coefficients[:, :, 1].T.ravel(), [motion.axis_rad], motion.height
-    ])  # fmt: skip
-    full = normal.copy()
-    full[: 2 * block, : 2 * block] += precision
-    full[2 * block, 2 * block] += 1.0 / np.deg2rad(20.0) ** 2
-    index = np.arange(2 * block + 1, n)
-    full[index, index] += 1.0 / height_sd**2
-    pull = np.zeros(n)
-    pull[: 2 * block] = precision @ current[: 2 * block]
-    pull[2 * block] = current[2 * block] / np.deg2rad(20.0) ** 2
-    pull[index] = current[index] / height_sd**2
-    factor = scipy.linalg.cho_factor(full, lower=True)
-    step = scipy.linalg.cho_solve(factor, right - pull)
-    change_x = step[:block].reshape(n_basis, n_tilts)
-    change_y = step[block : 2 * block].reshape(n_basis, n_tilts)
-    moved = np.stack([np.einsum("pia,ai->pi", values, change_x), np.einsum("pia,ai->pi", values, change_y)], axis=-1)
-    moved[..., 0] += step[2 * block] * turned[0] + sine[None] * step[index][:, None]
-    moved[..., 1] += step[2 * block] * turned[1]
-    largest = float(np.percentile(np.abs(moved), 98))
-    shrink = min(1.0, relax_px / max(largest, 1e-9))
-    new = current + shrink * step
-    inverse_diagonal = np.sum(scipy.linalg.solve_triangular(factor[0], np.eye(n), lower=True) ** 2, axis=0)[: 2 * block]
-    coefficients = np.stack(
-        [new[:block].reshape(n_basis, n_tilts).T, new[block : 2 * block].reshape(n_basis, n_tilts).T], axis=-1
+    def precondition(vector: Array) -> Array:
+        coefficients, axis, height = split(vector)
+        first = np.einsum("mab,mb->ma", inverse, coefficients.reshape(n_tilts, -1))
+        return np.concatenate([first.ravel(), [axis * axis_scale], height * height_scale])
+
+    current = np.concatenate([motion.coefficients.ravel(), [motion.axis_rad], motion.height])
+    n = len(current)
+    step, _ = scipy.sparse.linalg.cg(
+        scipy.sparse.linalg.LinearOperator((n, n), matvec=normal, dtype=np.float64),
+        parameters(gradient) - prior(current),
+        rtol=CG_TOLERANCE,
+        maxiter=CG_STEPS,
+        M=scipy.sparse.linalg.LinearOperator((n, n), matvec=precondition, dtype=np.float64),
     )
-    spread = np.stack(
-        [inverse_diagonal[:block].reshape(n_basis, n_tilts).T, inverse_diagonal[block:].reshape(n_basis, n_tilts).T],
-        axis=-1,
-    )
-    widths, rotation_sd = (
-        _estimate_widths(coefficients, spread, motion) if adapt else (motion.prior_sd, motion.rotation_sd)
-    )
-    return (
-        Motion(coefficients, float(new[2 * block]), new[index], widths, rotation_sd),
-        shrink * moved,
-    )
-
-
-def _prior_precision(motion: Motion, n_tilts: int, n_basis: int) -> Array:
-    """Precision of the priors; per-tilt rotation moves the x-part along y against the y-part along x."""
-    block = n_tilts * n_basis
-    out = np.zeros((2 * block, 2 * block))
-    variance = motion.prior_sd[:n_basis] ** 2
-    for c in range(2):
-        for b in range(n_basis):
-            index = c * block + b * n_tilts + np.arange(n_tilts)
-            out[index, index] = 1.0 / variance[b]
-    if n_basis >= 3:
-        # basis 1 is x, basis 2 is y
-        x_along_y = 2 * n_tilts + np.arange(n_tilts)
-        y_along_x = block + n_tilts + np.arange(n_tilts)
-        r = motion.rotation_sd**2
-        pair = np.linalg.inv(np.array([[variance[2] + r, -r], [-r, variance[1] + r]]))
-        out[x_along_y, x_along_y] = pair[0, 0]
-        out[y_along_x, y_along_x] = pair[1, 1]
-        out[x_along_y, y_along_x] = out[y_along_x, x_along_y] = pair[0, 1]
-    return out
-
-
-def _estimate_widths(coefficients: Array, spread: Array, motion: Motion) -> tuple[Array, float]:
-    """Prior widths that make the coefficients as likely as possible: one step of expectation-maximisation."""
-    n_basis = coefficients.shape[1]
-    second = (coefficients**2 + spread).mean(axis=(0, 2))
-    widths = motion.prior_sd.copy()
-    degree = DEGREES[:n_basis]
-    for d in range(2, int(degree.max(initial=0)) + 1):
-        widths[:n_basis][degree == d] = np.sqrt(second[degree == d].mean())
-    rotation = motion.rotation_sd
-    if n_basis >= 3:
-        strain = np.concatenate(
-            [coefficients[:, 1, 0] ** 2 + spread[:, 1, 0], coefficients[:, 2, 1] ** 2 + spread[:, 2, 1]]
-        )
-        widths[1:3] = np.sqrt(strain.mean())
-        turn = (coefficients[:, 1, 1] - coefficients[:, 2, 0]) / 2
-        turn_variance = (spread[:, 1, 1] + spread[:, 2, 0]) / 4
-        rotation = float(np.sqrt(np.mean((turn - turn.mean()) ** 2 + turn_variance)))
-    return np.clip(widths, 0.02, LOOSE_PX), float(np.clip(rotation, 0.02, 5.0))
+    largest = float(np.percentile(np.abs(views(step)), 98))
+    coefficients, axis, height = split(current + min(1.0, largest_px / max(largest, 1e-9)) * step)
+    return Motion(coefficients, float(axis), height)

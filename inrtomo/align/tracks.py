@@ -36,6 +36,7 @@ Bool = NDArray[np.bool_]
 Progress = Callable[[str, float], None]
 
 SHELLS = 24  # radial bins of the spectra between 0 and the band limit
+SEEN_FRACTION = 0.85  # of the (tapered) window that has to lie in the image
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def read_views(
     )
     spectra = scipy.fft.rfft2(out, axes=(2, 3))[:, :, band.row, band.column]
     spectra = spectra * np.conj(_phase_of_corner(window, band))
-    return spectra.astype(np.complex128), seen > 0.98
+    return spectra.astype(np.complex128), seen > SEEN_FRACTION
 
 
 def _phase_of_corner(window: Window, band: Band) -> NDArray[np.complex64]:
@@ -326,19 +327,21 @@ class TrackSettings:
         step: working px between the centres of neighbouring tracks.
         shortest_px: finest wavelength of every round, working px, coarse to fine.
         slab_px: thickness of the specimen, raw px; None estimates it from the likelihood.
-        degree: of the polynomials for local motion (1: affine only).
-        local_sd_px: width of the prior on their coefficients, raw px.
-        affine_sd_px: the same for per-tilt strain; rotation_sd_deg: for per-tilt rotation.
+        nodes: control points per side for local motion (0: none).
+        local_sd_px: width of the prior on them, raw px; affine_sd_px: on per-tilt strain (at the border);
+            rotation_sd_deg: on per-tilt rotation; shift_sd_px: on shifts, working px.
+        longest_px: longest wavelength used, working px.
     """
 
     working_size: int = 340
     window: int = 32
     spacing: float = 2.0
-    step: float = 32.0
-    shortest_px: tuple[float, ...] = (16.0, 10.0, 7.0, 6.0, 6.0)
+    step: float = 24.0
+    shortest_px: tuple[float, ...] = (16.0, 10.0, 7.0, 6.0, 6.0, 6.0)
     slab_px: float | None = None
-    degree: int = 3
-    local_sd_px: float = 0.15
+    nodes: int = 5
+    local_sd_px: float = 0.45
+    shift_sd_px: float = 30.0
     affine_sd_px: float = 0.2
     rotation_sd_deg: float = 0.4
     longest_px: float = 48.0
@@ -452,16 +455,15 @@ class _Followed:
         x = _grid(1.24 * self.half_size[0], step)
         y = _grid(self.half_size[1] - 0.3 * self.window.width, step)
         self.points = np.stack([v.ravel() for v in np.meshgrid(x, y)], axis=1)
-        n_basis = int((bundle.DEGREES <= settings.degree).sum())
-        widths = np.where(
-            bundle.DEGREES == 0,
-            bundle.LOOSE_PX,
-            np.where(bundle.DEGREES == 1, settings.affine_sd_px, settings.local_sd_px),
+        self.model = bundle.MotionModel(
+            self.half_size,
+            settings.nodes,
+            shift_sd=settings.shift_sd_px * factor,
+            affine_sd=settings.affine_sd_px,
+            rotation_sd=float(np.deg2rad(settings.rotation_sd_deg) * np.mean(self.half_size)),
+            local_sd=settings.local_sd_px,
         )
-        rotation = np.deg2rad(settings.rotation_sd_deg) * float(np.mean(self.half_size))
-        self.motion = bundle.Motion(
-            np.zeros((len(used), n_basis, 2)), 0.0, np.zeros(len(self.points)), widths[:n_basis].astype(float), rotation
-        )
+        self.motion = bundle.Motion(np.zeros((len(used), 2, self.model.n_basis)), 0.0, np.zeros(len(self.points)))
         # windows overlap: neighbouring tracks share information
         self.share = min(1.0, (settings.step / (settings.window * settings.spacing * 0.375)) ** 2)
         self.rejected = np.zeros((len(self.points), len(used)), dtype=bool)
@@ -485,7 +487,7 @@ class _Followed:
 
     def moved(self, u: Array) -> Array:
         """Where the content expected at ``u`` ``(n, n_tilts, 2)`` really is, aligned px of the start."""
-        out = u + bundle.displacement(self.motion, u, np.arange(len(self.used)), self.half_size, self.settings.degree)
+        out = u + self.motion.displacement(self.model, u)
         warp = self.start_alignment.warp
         if warp is not None:
             out = out + np.stack([warp(int(m), u[:, k]) for k, m in enumerate(self.used)], axis=1)
@@ -524,10 +526,16 @@ class _Followed:
     def improve(self, slab_px: float, shortest_px: float) -> None:
         """One round: read, correlate, solve."""
         found, _ = self._likelihood(slab_px, shortest_px)
-        self.motion, _ = bundle.solve(
-            found.gradient, found.information, self.positions(), self.tilt_deg, self.motion, self.half_size,
-            self.settings.degree, np.full(len(self.points), slab_px / 6), relax_px=2.0 * self.factor,
-        )  # fmt: skip
+        self.motion = bundle.solve(
+            found.gradient,
+            found.information,
+            self.positions(),
+            self.tilt_deg,
+            self.motion,
+            self.model,
+            np.full(len(self.points), slab_px / 6),
+            largest_px=2.0 * self.factor,
+        )
 
     def best_slab(self, slab_px: float, shortest_px: float) -> float:
         """Thickness (raw px) among factors of the current one that makes the views most likely."""
