@@ -1,0 +1,1 @@
+"""Tomograms from a raw stack and its alignment."""
