@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 
 from inrtomo.metrics.volume import (
     best_isotropic_filter_cc,
     cc,
     central_region,
     fsc,
+    resampled,
     translated,
     translation_between,
 )
@@ -96,6 +98,22 @@ def test_translation_is_found_and_undone(shift: tuple[float, float, float]) -> N
 def test_translated_by_whole_voxels_is_a_roll() -> None:
     volume = noise(0, 1.0).astype(np.float32)
     np.testing.assert_allclose(translated(volume, (1, -2, 3)), np.roll(volume, (1, -2, 3), (0, 1, 2)), atol=1e-5)
+
+
+def test_resampled_by_a_known_motion() -> None:
+    z, y, x = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (30, 40, 50)), indexing="ij")
+    place = np.array([5.0, -6.0, 3.0])  # x, y, z
+
+    def blob(at: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        return np.exp(-((x * scale - at[0]) ** 2 + (y * scale - at[1]) ** 2 + (z * scale - at[2]) ** 2) / 18)
+
+    rotation = Rotation.from_euler("zy", [20, 10], degrees=True).as_matrix()
+    translation = np.array([2.0, 1.0, -3.0])
+    moved = resampled(blob(rotation @ place + translation), 1.0, x.shape, rotation, translation)
+    np.testing.assert_allclose(moved, blob(place), atol=0.01)
+    np.testing.assert_allclose(
+        resampled(blob(place, 2.0), 2.0, x.shape, np.eye(3), np.zeros(3)), blob(place), atol=0.02
+    )
 
 
 def test_different_shapes_are_refused() -> None:

@@ -82,7 +82,7 @@ class Residual:
 class LocalMap:
     """RMS over the tilts of the local part (slice gauge removed) over the field of view, ``(ny, nx)`` raw px.
 
-    ``x`` and ``y`` are the mean specimen positions of the columns and rows, raw px from the centre.
+    ``x`` and ``y`` are the columns and rows, raw px from the centre of the reference's image nearest zero tilt.
     """
 
     x: Array
@@ -208,7 +208,7 @@ def compare_alignments(
         motion=motion,
         rigid=rigid,
         gauge_free=gauge_free,
-        local_map=_local_map(local, visible, points),
+        local_map=_local_map(local, visible, b.image_size),
         pixel_size_A=b.pixel_size_A or a.pixel_size_A,
     )
 
@@ -250,16 +250,13 @@ def in_frame_of(a: Alignment, motion: RigidMotion) -> Alignment:
 
 def slab_points(b: Alignment, thickness_px: float, tilts: Ints) -> Array:
     """Specimen points ``(n, 3)`` evenly filling the slab over the field of view of the tilt nearest zero."""
-    count_x, count_y, count_z = POINTS
     tilt = int(tilts[np.argmin(np.abs(np.asarray(b.tilt_deg)[tilts]))])
-    across, up, deep = (
-        (np.arange(count) + 0.5) / count * size - size / 2
-        for count, size in zip(POINTS, (*b.image_size, thickness_px), strict=True)
-    )
+    lengths = (*b.image_size, thickness_px)
+    across, up, deep = (_middles(count, length) for count, length in zip(POINTS, lengths, strict=True))
     raw = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
     aligned = b.raw_to_aligned(tilt, raw)
     z = np.repeat(deep, len(raw))
-    u = np.tile(aligned, (count_z, 1))
+    u = np.tile(aligned, (len(deep), 1))
     # invert the projection at the depth z of the tilted slab's frame
     angle, lean = np.deg2rad(float(b.tilt_deg[tilt])), np.deg2rad(float(b.x_tilt_deg[tilt]))
     y = (u[:, 1] - z * np.sin(lean)) / np.cos(lean)
@@ -388,12 +385,15 @@ def _smooth(tilt_deg: Array, values: Array, weight: Array) -> Array:
     return np.asarray(design @ np.linalg.lstsq(design * root, values * root, rcond=None)[0])
 
 
-def _local_map(local: Array, visible: Bools, points: Array) -> LocalMap:
+def _local_map(local: Array, visible: Bools, size: tuple[int, int]) -> LocalMap:
     count_x, count_y, count_z = POINTS
     shape = (count_z, count_y, count_x)
     total = (local**2).sum(axis=(0, 2)).reshape(shape).sum(axis=0)
     seen = visible.sum(axis=0).reshape(shape).sum(axis=0)
-    grid = points.reshape(*shape, 3)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rms = np.sqrt(total / seen)
-    return LocalMap(grid[..., 0].mean(axis=(0, 1)), grid[..., 1].mean(axis=(0, 2)), rms)
+    rms = np.sqrt(np.divide(total, seen, out=np.full(total.shape, np.nan), where=seen > 0))
+    return LocalMap(_middles(count_x, size[0]), _middles(count_y, size[1]), rms)
+
+
+def _middles(count: int, length: float) -> Array:
+    """Middles of ``count`` equal parts of a length about zero."""
+    return np.asarray((np.arange(count) + 0.5) / count * length - length / 2)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft as sfft
+from scipy.ndimage import affine_transform
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -135,6 +136,18 @@ def _phase_peak(moving: NDArray[Any], fixed: NDArray[Any], shape: Sequence[int],
     peak = np.unravel_index(int(np.argmax(allowed)), allowed.shape)
     whole = np.array([o[keep][k] for o, keep, k in zip(offsets, near, peak, strict=True)])
     return whole + _peak_refinement(product, shape, whole)
+
+
+def resampled(volume: Volume, voxel_px: float, shape: Sequence[int], rotation: F64, translation_px: F64) -> F32:
+    """A volume of voxels ``voxel_px`` wide on the lattice ``shape`` (z, y, x) of 1 px voxels, centre on centre.
+
+    The lattice's point X = (x, y, z) px is read at ``rotation @ X + translation_px``, by cubic splines; 0 outside.
+    """
+    matrix = np.asarray(rotation, dtype=np.float64)[::-1, ::-1] / voxel_px
+    centre, own_centre = (np.array(shape) - 1) / 2, (np.array(np.shape(volume)) - 1) / 2
+    offset = np.asarray(translation_px, dtype=np.float64)[::-1] / voxel_px + own_centre - matrix @ centre
+    values = np.asarray(volume, dtype=np.float32)
+    return np.asarray(affine_transform(values, matrix, offset, tuple(shape), order=3), dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def comparison(error: AlignmentError, path: str | Path, title: str = "") -> Path
     panel = grid[1, 1]
     mesh = panel.pcolormesh(local.x, local.y, local.rms_px, shading="nearest", vmin=0)
     figure.colorbar(mesh, ax=panel, label="px")
-    panel.set(title="local part over the specimen, RMS over tilts", xlabel="x (px)", ylabel="y (px)")
+    panel.set(title="local part over the image nearest zero tilt, RMS over tilts", xlabel="x (px)", ylabel="y (px)")
     panel.set_aspect("equal")
     figure.suptitle(title or "difference of alignments", fontsize=10)
     with atomic_path(path, overwrite=True) as temporary:
