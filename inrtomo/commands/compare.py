@@ -60,7 +60,6 @@ def main(
         raise InputError(f"{a} and {b}: {problem}; compare alignments of the same stack") from None
     _print(error)
     if outputs:
-        outputs[0].parent.mkdir(parents=True, exist_ok=True)
         values: dict[str, Any] = {"a": str(a), "b": str(b), "version": __version__, "thickness_px": thickness_px}
         with atomic_path(outputs[0], overwrite) as temporary:
             temporary.write_text(json.dumps({**values, **error.as_dict()}, indent=1), encoding="utf-8")
