@@ -1,4 +1,4 @@
-"""Cross-correlation alignment, the peer everybody has: STACK.mrc ANGLES.rawtlt AXIS_DEG OUT.json
+"""Cross-correlation alignment, the peer everybody has: STACK.mrc ANGLES.rawtlt AXIS_DEG OUT.json [BLANK...]
 
 Uses `torch-tiltxcorr <https://github.com/teamtomo/teamtomo>`_ (0.6 or later) when it is installed, else the coarse
 step of inr-align. A process of its own, so that its time and memory are its own.
@@ -28,31 +28,36 @@ def torch_tiltxcorr_is_installed() -> bool:
     return importlib.util.find_spec("torch_tiltxcorr") is not None
 
 
-def correlate(images: NDArray[np.float32], tilt_deg: NDArray[np.float64], axis_deg: float) -> Alignment:
-    """Shifts by cosine-stretched correlation of neighbours, with whichever of the two is here."""
+def correlate(
+    images: NDArray[np.float32], tilt_deg: NDArray[np.float64], axis_deg: float, blanks: tuple[int, ...] = ()
+) -> Alignment:
+    """Shifts by cosine-stretched correlation of neighbours, with whichever of the two is here; 0 for ``blanks``."""
     size = (images.shape[2], images.shape[1])
     if not torch_tiltxcorr_is_installed():
-        return coarse_alignment(prepare(images, tilt_deg), tilt_deg, axis_deg)
+        prepared = prepare(images, tilt_deg, excluded={tilt: "blank" for tilt in blanks})
+        return coarse_alignment(prepared, tilt_deg, axis_deg)
     import torch
     from torch_tiltxcorr import tiltxcorr  # type: ignore[import-not-found]
 
-    spread = images.std(axis=(1, 2), keepdims=True)
-    flat = (images - images.mean(axis=(1, 2), keepdims=True)) / np.where(spread > 0, spread, 1)
+    used = np.setdiff1d(np.arange(len(images)), blanks)
+    flat = images[used] - images[used].mean(axis=(1, 2), keepdims=True)
     shifts = tiltxcorr(
-        tilt_series=torch.from_numpy(flat),
-        tilt_angles=torch.as_tensor(tilt_deg, dtype=torch.float32),
+        tilt_series=torch.from_numpy(flat / flat.std(axis=(1, 2), keepdims=True)),
+        tilt_angles=torch.as_tensor(tilt_deg[used], dtype=torch.float32),
         tilt_axis_angle=axis_deg,
         pixel_spacing_angstroms=1.0,
         lowpass_angstroms=LOWPASS_PX,
     )
     plain = Alignment.identity(tilt_deg, size, axis_deg)
     # (dy, dx) that centre the raw images; an .xf shifts after its rotation
-    moves = np.asarray(shifts, dtype=np.float64)[:, ::-1]
+    moves = np.zeros((len(images), 2))
+    moves[used] = np.asarray(shifts, dtype=np.float64)[:, ::-1]
     return replace(plain, shift_px=np.einsum("mij,mj->mi", plain.linear, moves))
 
 
-def main(stack: str, angles: str, axis_deg: str, out: str) -> None:
-    alignment = correlate(open_stack(stack).read(), np.loadtxt(angles, ndmin=1), float(axis_deg))
+def main(stack: str, angles: str, axis_deg: str, out: str, *blanks: str) -> None:
+    images, tilt_deg = open_stack(stack).read(), np.loadtxt(angles, ndmin=1)
+    alignment = correlate(images, tilt_deg, float(axis_deg), tuple(map(int, blanks)))
     Path(out).write_text(json.dumps(alignment_to_dict(alignment)), encoding="utf-8")
 
 

@@ -108,7 +108,7 @@ def correlation(case: Case) -> list[Outcome]:
     out = case.work / "correlation.json"
     script = "integration.benchmarks.alignment.correlation"
     words = [sys.executable, "-m", script, case.stack, case.angles, f"{case.axis_deg}", out]
-    ran = case.run(words, "correlation")
+    ran = case.run([*words, *case.blanks], "correlation")
     alignment = alignment_from_dict(json.loads(out.read_text(encoding="utf-8")))
     made_with = "torch-tiltxcorr" if torch_tiltxcorr_is_installed() else "inr-align's coarse step"
     return [Outcome("cross-correlation", alignment, ran.wall_s, ran.peak_MB, notes={"with": made_with})]
