@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numba as nb
 import numpy as np
@@ -22,6 +23,7 @@ from inrtomo.geometry import centred_coordinates
 F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+T = TypeVar("T", bound=np.generic)
 
 EDGE_TOLERANCE_PX = 1e-3  # an identity map must not lose its outermost pixels to rounding
 FILL_BLOCK = 8
@@ -106,7 +108,7 @@ class Frame:
         """As `x`, for the rows."""
         return centred_coordinates((self.size[1] + 2 * self.border[1]) * self.bin)
 
-    def cut(self, image: F32) -> F32:
+    def cut(self, image: NDArray[T]) -> NDArray[T]:
         """An output-sized image without its border."""
         bx, by = self.border
         return image[by : image.shape[0] - by, bx : image.shape[1] - bx]

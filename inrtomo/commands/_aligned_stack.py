@@ -1,0 +1,108 @@
+"""A stack and the alignment that goes with it, as ``inr-export`` and ``inr-recon`` are given them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+
+from inrtomo.alignment import Alignment
+from inrtomo.errors import InputError
+from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.imod import read_angles
+from inrtomo.tiltseries import TiltSeries, open_tilt_series
+
+ANGLES_ONLY = (".tlt", ".rawtlt")
+
+PIXEL_SIZE = click.option("--pixel-size", type=float, metavar="A", help="Å per raw pixel.  [default: the header's]")
+
+
+@dataclass(frozen=True)
+class AlignedStack:
+    """A tilt series, its alignment in its own pixels, and where things were found (what, value, source)."""
+
+    series: TiltSeries
+    alignment: Alignment
+    pixel_size_A: float
+    sources: list[tuple[str, object, str]]
+
+
+def read_aligned_stack(
+    stack: Path, alignment_path: Path, pixel_size_A: float | None, exclude: tuple[int, ...] = ()
+) -> AlignedStack:
+    """Open a stack with its alignment; a ``.tlt`` as alignment says that the stack is aligned already.
+
+    Raises InputError when they do not belong together, the pixel size is unknown, or a tilt to leave out is not there.
+    """
+    if pixel_size_A is not None and not pixel_size_A > 0:
+        raise InputError(f"--pixel-size {pixel_size_A:g}: must be positive; give Å per pixel")
+    aligned_already = alignment_path.suffix in ANGLES_ONLY
+    if aligned_already and not alignment_path.is_file():
+        raise InputError(f"{alignment_path}: no such file; check the name")
+    series = open_tilt_series(stack, tilt_angles=alignment_path if aligned_already else None, pixel_size_A=pixel_size_A)
+    notes: list[str] = []
+    if aligned_already:
+        alignment = Alignment.identity(series.tilt_deg, series.size)
+        x_tilt = alignment_path.with_suffix(".xtilt")
+        if x_tilt.is_file():
+            alignment = replace(alignment, x_tilt_deg=read_angles(x_tilt, series.n_tilts))
+            notes.append(f"x-tilt from {x_tilt}")
+        notes.append("the stack is taken as aligned already")
+    else:
+        alignment = read_alignment(alignment_path, series, notes)
+    pixel = series.pixel_size_A or alignment.pixel_size_A
+    if pixel is None:
+        raise InputError(f"{stack}: its header has no pixel size; give --pixel-size")
+    outside = [tilt for tilt in exclude if tilt >= series.n_tilts]
+    if outside:
+        raise InputError(f"--exclude {outside[0]}: there are {series.n_tilts} tilts, counted from 0")
+    excluded = {**alignment.excluded, **series.excluded, **dict.fromkeys(exclude, "--exclude")}
+    alignment = replace(alignment, pixel_size_A=pixel, excluded=excluded)
+    pixel_source = series.sources.get("pixel size", str(alignment_path))
+    sources: list[tuple[str, object, str]] = [
+        ("stack", f"{series.n_tilts} images, {series.size[0]} x {series.size[1]} px", str(stack)),
+        ("pixel size", f"{pixel:.4g} Å", pixel_source),
+        ("tilt angles", f"{alignment.tilt_deg.min():.2f} to {alignment.tilt_deg.max():.2f}°", str(alignment_path)),
+        ("local motion", "none" if alignment.warp is None else f"up to {_largest(alignment):.2f} px", "alignment"),
+    ]
+    if excluded:
+        reasons = "; ".join(f"{tilt}: {reason}" for tilt, reason in sorted(excluded.items()))
+        sources.append(("left out", ", ".join(map(str, sorted(excluded))), reasons))
+    sources += [("note", note, "") for note in notes]
+    return AlignedStack(series, alignment, pixel, sources)
+
+
+def _open(stack: Path, alignment_path: Path, pixel_size_A: float | None, aligned_already: bool) -> TiltSeries:
+    """The series with its own recorded angles; with those of the alignment where the stack has none."""
+    if aligned_already:
+        return open_tilt_series(stack, alignment_path, pixel_size_A)
+    try:
+        return open_tilt_series(stack, None, pixel_size_A)
+    except InputError:
+        folder = alignment_path if alignment_path.is_dir() else alignment_path.parent
+        name = f"{stack.stem}.tlt" if alignment_path.is_dir() else f"{alignment_path.stem}.tlt"
+        if not (folder / name).is_file():
+            raise
+        return open_tilt_series(stack, folder / name, pixel_size_A)
+
+
+def thickness_beside(alignment_path: Path, pixel_size_A: float) -> tuple[float, str] | None:
+    """Sample thickness (nm) that an ``inr-align`` folder or JSON states, and the file; None if there is none."""
+    files = sorted(alignment_path.glob("*_align.json")) if alignment_path.is_dir() else [alignment_path]
+    for file in files:
+        if file.suffix != ".json":
+            continue
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values.get("thickness_nm"):
+            return float(values["thickness_nm"]), str(file)
+        if values.get("thickness_px"):
+            return float(values["thickness_px"]) * pixel_size_A / 10, str(file)
+    return None
+
+
+def _largest(alignment: Alignment) -> float:
+    assert alignment.warp is not None
+    return float(np.linalg.norm(alignment.warp.vectors, axis=-1).max())
