@@ -8,7 +8,14 @@ from scipy.spatial.transform import Rotation
 
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.geometry import axis_rotation, specimen_to_aligned
-from inrtomo.metrics.alignment import RigidMotion, best_linear, compare_alignments, in_frame_of, slab_points
+from inrtomo.metrics.alignment import (
+    RigidMotion,
+    best_linear,
+    compare_alignments,
+    folded_over_specimen,
+    in_frame_of,
+    slab_points,
+)
 
 THICKNESS = 60.0
 SIZE = (200, 160)
@@ -180,6 +187,17 @@ def test_best_linear_beats_the_linear_part_and_every_neighbour() -> None:
         others.append(replace(best, linear=linear, shift_px=best.shift_px + rng.normal(size=best.shift_px.shape) * 0.1))
     for other in others:
         assert compare_alignments(other, full, THICKNESS).rms_px > least
+
+
+def test_folding_over_the_specimen_keeps_the_map() -> None:
+    full = make(warp_px=1.0)
+    folded = folded_over_specimen(full, THICKNESS)
+    best = best_linear(full, THICKNESS)
+    np.testing.assert_allclose(folded.linear, best.linear)
+    np.testing.assert_allclose(folded.shift_px, best.shift_px)
+    u = np.random.default_rng(0).uniform(-80, 80, (50, 2))
+    for m in (0, 12, 30):
+        np.testing.assert_allclose(folded.aligned_to_raw(m, u), full.aligned_to_raw(m, u), atol=1e-9)
 
 
 def test_in_frame_of_lays_projections_over_the_reference() -> None:

@@ -236,6 +236,23 @@ def best_linear(alignment: Alignment, thickness_px: float) -> Alignment:
     return replace(alignment, linear=linear, shift_px=shift, warp=None)
 
 
+def folded_over_specimen(alignment: Alignment, thickness_px: float) -> Alignment:
+    """The same map, its linear part being `best_linear` and its warp the rest.
+
+    `Alignment.folded` weighs the whole image alike; at high tilt the field of view of the tomogram is a narrow strip
+    of it, and there a linear fit to the strip is the better ``.xf``.
+    """
+    best = best_linear(alignment, thickness_px)
+    if alignment.warp is None:
+        return best
+    # p = A^-1 (u + w - d) = B^-1 (u + w' - e)  =>  w' = B A^-1 (u + w - d) - u + e
+    change = best.linear @ np.linalg.inv(alignment.linear)
+    nodes = np.stack(np.meshgrid(alignment.warp.x, alignment.warp.y), axis=-1)
+    moved = nodes + alignment.warp.vectors - alignment.shift_px[:, None, None]
+    vectors = np.einsum("mij,myxj->myxi", change, moved) - nodes + best.shift_px[:, None, None]
+    return replace(best, warp=replace(alignment.warp, vectors=vectors))
+
+
 def in_frame_of(a: Alignment, motion: RigidMotion) -> Alignment:
     """Alignment a for the specimen before ``motion`` (`AlignmentError.motion`): tomograms made with it lie like b's.
 
