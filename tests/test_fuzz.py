@@ -89,7 +89,7 @@ def test_alignments(
         "".join(f"{a}\n" for a in np.linspace(-60, 60, alignment_texts["a.xf"].count("\n")))
     )
     try:
-        alignment = read_alignment(path)
+        alignment = read_alignment(path, (512, 512))
         assert np.isfinite(alignment.linear).all() and np.isfinite(alignment.shift_px).all()
     except InputError as error:
         assert "a." in str(error)
