@@ -37,6 +37,10 @@ Progress = Callable[[str, float], None]
 
 SHELLS = 24  # radial bins of the spectra between 0 and the band limit
 SEEN_FRACTION = 0.85  # of the (tapered) window that has to lie in the image
+SLAB_BIAS = 1.2  # see `_Followed.best_slab`
+OUTLIER_SD = 5.0
+MOST_OUTLIERS = 0.25  # of a tilt's views: beyond that it is the tilt that is wrong
+MODEL_ERROR = 0.02  # share of the power that a slab of stationary density does not describe
 
 
 @dataclass(frozen=True)
@@ -217,11 +221,25 @@ def estimate_spectra(
     signal = np.where(counted > 0, shared / np.maximum(counted, 1), 0)
     signal = np.convolve(np.pad(signal, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     signal = np.clip(signal, 1e-3 * usual, 0.98 * usual)
-    noise = np.maximum(total - signal[:, None], 0.02 * total) + 1e-12
+    noise = np.maximum(total - signal[:, None], MODEL_ERROR * total) + 1e-12
     out_signal = signal[shell]
     out_noise = np.take_along_axis(noise, shell, axis=0)
     out_noise[radius >= limit] = np.inf
     return Spectra(out_signal, out_noise)
+
+
+def strengths(views: NDArray[np.complex128], valid: Bool, spectra: Spectra) -> Array:
+    """How strong every track's signal is compared with the average, rounded to powers of two, ``(n_tracks,)``.
+
+    Empty places say less, and dense ones more, than the average piece of specimen.
+    """
+    heard = np.isfinite(spectra.noise)
+    noise = np.where(heard, spectra.noise, 1.0)
+    weight = np.where(heard, spectra.signal / (spectra.signal + noise) ** 2, 0.0).T
+    above = np.einsum("pif,if->pi", np.abs(views) ** 2, weight) - (weight * noise.T).sum(axis=1)
+    expected = (weight * spectra.signal.T).sum(axis=1)
+    ratio = (above * valid).sum(axis=1) / np.maximum((expected * valid).sum(axis=1), 1e-30)
+    return np.asarray(2.0 ** np.round(np.log2(np.clip(ratio, 1 / 8, 8))))
 
 
 @dataclass
@@ -249,10 +267,12 @@ def likelihood(
     kappa: Array,
     spectra: Spectra,
     window: Window,
+    strength: Array | None = None,
     with_determinant: bool = False,
 ) -> Likelihood:
     """See the module's text; tracks that are seen in the same tilts share one inverse.
 
+    ``strength`` ``(n_tracks,)`` scales the signal power of every track (few different values: see `strengths`).
     ``value`` is comparable between models of the density (slab thickness) only ``with_determinant``.
     """
     n_tracks, n_tilts, _ = views.shape
@@ -277,12 +297,14 @@ def likelihood(
         np.full((n_tracks, n_tilts), np.nan),
         np.zeros(n_tracks),
     )
-    patterns, group = np.unique(valid, axis=0, return_inverse=True)
+    strength = np.ones(n_tracks) if strength is None else strength
+    kinds, group = np.unique(np.column_stack([strength, valid]), axis=0, return_inverse=True)
     group = group.ravel()
     diagonal = np.arange(n_tilts)
-    for g, pattern in enumerate(patterns):
+    for g, kind in enumerate(kinds):
+        pattern = kind[1:] > 0
         seen = heard & pattern[None]
-        full = np.where(seen[:, :, None] & seen[:, None, :], covariance, 0.0)
+        full = np.where(seen[:, :, None] & seen[:, None, :], kind[0] * covariance, 0.0)
         full[:, diagonal, diagonal] += np.where(seen, np.where(heard, noise, 0), 1.0)
         inverse = np.linalg.inv(full)
         determinant = float(multiplicity @ np.linalg.slogdet(full)[1]) if with_determinant else 0.0
@@ -418,15 +440,22 @@ def track_and_bundle(
     slab = settings.slab_px or 0.27 * min(prepared.raw_size)
     rounds = settings.shortest_px
     for number, shortest in enumerate(rounds):
-        if settings.slab_px is None and number in (2, 4):
+        if settings.slab_px is None and number == 2:
             slab = followed.best_slab(slab, shortest)
-        followed.improve(slab, shortest)
+        followed.improve(slab, shortest, reject=2 <= number < len(rounds) - 1)
         if progress:
             progress("tracks", (number + 1) / len(rounds))
     residual, sigma, seen = followed.residuals(slab, rounds[-1])
     result = followed.alignment()
     axis = float(np.median(result.rotation_deg[used]))
     notes.append(f"{len(followed.points)} tracks; tilt axis {axis:.2f} deg; specimen about {slab:.0f} px thick")
+    tilt_rms = _weighted_rms(residual, sigma, axis=0)
+    if followed.rejected.any():
+        notes.append(f"{int(followed.rejected.sum())} of {int(seen.sum())} views left out as outliers")
+    for k in np.flatnonzero(tilt_rms > 4 * np.nanmedian(tilt_rms)):
+        notes.append(
+            f"tilt {used[k]} ({alignment.tilt_deg[used[k]]:.1f} deg) fits badly: residual {tilt_rms[k]:.1f} px"
+        )
     n = alignment.n_tilts
     full_residual, full_sigma = np.full((2, len(followed.points), n, 2), np.nan)
     full_seen = np.zeros((len(followed.points), n), dtype=bool)
@@ -505,12 +534,14 @@ class _Followed:
         return band, views, seen
 
     def _likelihood(
-        self, slab_px: float, shortest_px: float, with_determinant: bool = False
+        self, slab_px: float, shortest_px: float, subset: slice = slice(None), with_determinant: bool = False
     ) -> tuple[Likelihood, Bool]:
         band, views, seen = self._views(shortest_px)
         kappa = overlap(band, self.tilt_deg, self.window, slab_px)
         spectra = estimate_spectra(views, seen, band, self.tilt_deg, kappa, shortest_px * self.factor)
-        found = likelihood(views, seen, band, self.tilt_deg, kappa, spectra, self.window, with_determinant)
+        views, seen = views[subset], seen[subset]
+        strength = strengths(views, seen, spectra)
+        found = likelihood(views, seen, band, self.tilt_deg, kappa, spectra, self.window, strength, with_determinant)
         # a track the model describes badly (a bead, a strong edge) says less than it seems to
         with np.errstate(invalid="ignore"):
             misfit = np.array(
@@ -523,9 +554,16 @@ class _Followed:
         found.information *= self.share
         return found, seen
 
-    def improve(self, slab_px: float, shortest_px: float) -> None:
-        """One round: read, correlate, solve."""
-        found, _ = self._likelihood(slab_px, shortest_px)
+    def improve(self, slab_px: float, shortest_px: float, reject: bool = False) -> None:
+        """One round: read, correlate, leave out outliers, solve."""
+        found, seen = self._likelihood(slab_px, shortest_px)
+        if reject:
+            self.reject_outliers(found, seen)
+            gone = self.rejected & seen
+            found.gradient[gone] = 0.0
+            for c in range(2):
+                keep = ~gone
+                found.information[:, c] *= keep[:, :, None] & keep[:, None, :]
         self.motion = bundle.solve(
             found.gradient,
             found.information,
@@ -538,20 +576,53 @@ class _Followed:
         )
 
     def best_slab(self, slab_px: float, shortest_px: float) -> float:
-        """Thickness (raw px) among factors of the current one that makes the views most likely."""
-        factors = np.array([0.5, 0.62, 0.78, 1.0, 1.26, 1.6, 2.0])
-        values = [self._likelihood(slab_px * f, shortest_px, with_determinant=True)[0].value.sum() for f in factors]
-        best = int(np.argmax(values))
-        return float(slab_px * factors[best])
+        """Thickness (raw px) that makes the views most likely, within a factor of about two of ``slab_px``.
+
+        A density that is not the same everywhere shares more between tilts than a uniform slab, so the likelihood
+        prefers a slab that is too thin; on series of known thickness by `SLAB_BIAS`.
+        """
+        factors = np.geomspace(0.5, 2.0, 6)
+        subset = slice(None, None, 4)
+        values = np.array([
+            self._likelihood(slab_px * f, shortest_px, subset, with_determinant=True)[0].value.sum() for f in factors
+        ])  # fmt: skip
+        best = int(np.clip(np.argmax(values), 1, len(factors) - 2))
+        # the top of the parabola through the best three
+        before, middle, after = values[best - 1 : best + 2]
+        curvature = before - 2 * middle + after
+        offset = float(np.clip(0.5 * (before - after) / curvature, -1, 1)) if curvature < 0 else 0.0
+        return float(slab_px * factors[best] * (factors[1] / factors[0]) ** offset * SLAB_BIAS)
 
     def residuals(self, slab_px: float, shortest_px: float) -> tuple[Array, Array, Bool]:
         """Displacement of every view against the prediction from all others, and its expected sd."""
         found, seen = self._likelihood(slab_px, shortest_px)
+        residual, sigma = self._displacements(found, seen)
+        return residual, sigma, seen
+
+    def _displacements(self, found: Likelihood, seen: Bool) -> tuple[Array, Array]:
+        """What each view alone says about its displacement ``(n_tracks, n_tilts, 2)``, and its sd; NaN if nothing."""
         diagonal = np.einsum("pcii->pic", found.information) / self.share
         known = seen[:, :, None] & (diagonal > 0)
         safe = np.where(known, diagonal, 1.0)
-        residual = np.where(known, found.gradient / self.share / safe, np.nan)
-        return residual, np.where(known, 1 / np.sqrt(safe), np.nan), seen
+        return (
+            np.where(known, found.gradient / self.share / safe, np.nan),
+            np.where(known, 1 / np.sqrt(safe), np.nan),
+        )
+
+    def reject_outliers(self, found: Likelihood, seen: Bool) -> None:
+        """Leave out views that disagree with the rest far beyond noise and beyond what their tilt usually does."""
+        residual, sigma = self._displacements(found, seen)
+        out = np.zeros_like(self.rejected)
+        for m in range(len(self.used)):
+            size, usual = np.abs(residual[:, m]), sigma[:, m]
+            some = np.isfinite(size).all(axis=1)
+            if some.sum() < 8:
+                continue
+            spread = 1.4826 * np.median(size[some], axis=0)
+            far = some & (size > OUTLIER_SD * np.maximum(spread, usual)).any(axis=1)
+            if far.sum() <= MOST_OUTLIERS * some.sum():
+                out[:, m] = far
+        self.rejected |= out
 
     def alignment(self) -> Alignment:
         """The start with the motion found: affine part in the matrices, the rest as a warp."""
