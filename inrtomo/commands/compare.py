@@ -17,7 +17,7 @@ from inrtomo.alignment import Alignment
 from inrtomo.commands._common import TILT_LIST, command, echo_defaults
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
-from inrtomo.io.files import atomic_path, check_output
+from inrtomo.io.files import atomic_path, check_output, make_folder
 from inrtomo.metrics.alignment import AlignmentError, Residual, compare_alignments
 from inrtomo.report.comparison import comparison
 
@@ -44,6 +44,8 @@ def main(
     one tilt axis cannot show. Tilts that A or B excludes are left out.
     """
     outputs = [] if prefix is None else [prefix.with_name(prefix.name + ending) for ending in (".json", ".png")]
+    if prefix is not None:
+        make_folder(prefix.parent)
     for path in outputs:
         check_output(path, overwrite)
     first, second = _read_both(a, b)

@@ -28,6 +28,20 @@ def check_output(path: str | Path, overwrite: bool) -> None:
         raise InputError(f"{folder}: no permission to write here; change it or write elsewhere")
 
 
+def make_folder(folder: str | Path) -> Path:
+    """Make an output folder, or InputError saying why not."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{folder}: is a file; give the name of a folder") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder}: a part of this path is a file; give another folder") from None
+    except PermissionError:
+        raise InputError(f"{folder}: no permission to make this folder; write elsewhere") from None
+    return folder
+
+
 @contextmanager
 def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path in the folder of ``path``, renamed to it when the block ends well, removed when it does not."""

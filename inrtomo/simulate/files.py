@@ -9,7 +9,7 @@ from pathlib import Path
 import mrcfile
 
 from inrtomo.io.alignment_json import alignment_to_dict
-from inrtomo.io.files import atomic_path
+from inrtomo.io.files import atomic_path, make_folder
 from inrtomo.simulate.simulation import F32, Simulation
 
 FIRST_EXPOSURE = datetime(2024, 1, 1, 12)  # any fixed moment: equal seeds give equal files
@@ -22,7 +22,7 @@ def write_simulation(simulation: Simulation, folder: Path, base: str, overwrite:
     dose, nominal axis), ``BASE_truth.json`` (the true alignment and how the series was made) and ``BASE_truth.mrc``
     (the specimen over the view, [z, y, x]). Raises InputError for a file that exists, unless it may be overwritten.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     pixel = simulation.settings.pixel_size_A
     paths = output_paths(folder, base)
     for path, images in zip(paths[:3], (simulation.images, simulation.odd, simulation.even), strict=True):
