@@ -1,0 +1,323 @@
+"""Alignments in any format we read, found by what is there; and the files that IMOD takes as its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inrtomo.alignment import Alignment, LocalWarp
+from inrtomo.errors import InputError
+from inrtomo.io import imod
+from inrtomo.io.alignment_json import alignment_from_dict
+from inrtomo.io.aretomo import read_aln
+from inrtomo.io.files import check_input, check_output, make_folder, read_text, write_text
+from inrtomo.io.mrc import read_header
+
+if TYPE_CHECKING:
+    from inrtomo.tiltseries import TiltSeries
+
+Array = NDArray[np.float64]
+
+STACK_SUFFIXES = (".mrc", ".st", ".ali", ".mrcs", ".map")
+NOT_THE_ALIGNMENT = ("_warp", "_fid", "_rot", "_nonfid", "local", "_patch-tracking", "_prexf")
+"""Endings of ``.xf`` files that lie beside the one that holds the alignment."""
+SCALE_TOLERANCE = 0.01
+SAME_TRANSFORM = 2e-3
+"""Difference (px over the image) up to which ``.xf`` and warp file hold the same linear part."""
+DEFAULT_THICKNESS_PX = 200
+
+
+def write_alignment(
+    folder: str | Path,
+    base: str,
+    alignment: Alignment,
+    overwrite: bool = False,
+    *,
+    thickness_px: int = DEFAULT_THICKNESS_PX,
+    stack: str | Path | None = None,
+) -> list[Path]:
+    """Write ``BASE.xf .tlt .xtilt BASE_warp.xf newst.com tilt.com`` into a folder, made if need be; returns the paths.
+
+    Args:
+        thickness_px: for ``tilt.com``, raw px.
+        stack: the raw stack as ``newst.com`` should name it, by default ``BASE.mrc``.
+
+    Raises:
+        InputError: when one of them exists already, unless it may be overwritten; then nothing is written.
+    """
+    folder = make_folder(folder)
+    paths = alignment_paths(folder, base)
+    for path in paths:
+        check_output(path, overwrite)
+    aligned, reconstruction = f"{base}_ali.mrc", f"{base}_full_rec.mrc"
+    imod.write_xf(paths[0], alignment.linear, alignment.shift_px, overwrite)
+    imod.write_angles(paths[1], alignment.tilt_deg, overwrite)
+    imod.write_angles(paths[2], alignment.x_tilt_deg, overwrite)
+    imod.write_warp(paths[3], alignment, overwrite)
+    write_text(paths[4], imod.newst_com(base, str(stack or f"{base}.mrc"), aligned), overwrite)
+    tilt = imod.tilt_com(base, aligned, reconstruction, alignment.image_size, thickness_px, sorted(alignment.excluded))
+    write_text(paths[5], tilt, overwrite)
+    return paths
+
+
+def alignment_paths(folder: str | Path, base: str) -> list[Path]:
+    """The files `write_alignment` makes."""
+    folder = Path(folder)
+    return [folder / (base + end) for end in (".xf", ".tlt", ".xtilt", "_warp.xf")] + [
+        folder / "newst.com",
+        folder / "tilt.com",
+    ]
+
+
+def read_alignment(
+    path: str | Path, series: TiltSeries | tuple[int, int] | None = None, notes: list[str] | None = None
+) -> Alignment:
+    """Read an alignment: an ``inr-align`` or Etomo folder, an ``.xf``, a warp file, an ``.aln``, or our JSON.
+
+    Beside ``BASE.xf`` are looked for ``BASE.tlt``, ``BASE.xtilt``, ``BASE_warp.xf`` and ``tilt.com`` (excluded views).
+
+    Args:
+        path: file or folder.
+        series: the tilt series it is for, or (nx, ny) of its raw images; with a series the number of images is
+            checked, missing angles are its own, and an alignment of a binned stack is scaled to it.
+        notes: receives sentences on what was found or left out.
+
+    Raises:
+        InputError: nothing is found, or what is found does not fit together or to the series.
+    """
+    path, notes = Path(path), notes if notes is not None else []
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check the name")
+    if path.is_dir():
+        path = _find_in_folder(path, _base_of(series))
+        notes.append(f"alignment read from {path}")
+    if path.suffix == ".json":
+        alignment = _read_json(path)
+    elif path.suffix == ".aln":
+        alignment = read_aln(path, _size_of(series), notes)
+    elif path.suffix == ".com":
+        alignment = _read_com(path, series, notes)
+    elif imod.is_warp_file(path):
+        alignment = _read_warp(path, series, notes)
+    else:
+        alignment = _read_xf(path, series, notes)
+    return fitted(alignment, series, path, notes)
+
+
+def fitted(
+    alignment: Alignment, series: TiltSeries | tuple[int, int] | None, path: Path, notes: list[str]
+) -> Alignment:
+    """The alignment in the pixels of a series, checked against its number and size of images."""
+    if series is None:
+        return alignment
+    size, pixel = _size_of(series), None
+    assert size is not None
+    if not isinstance(series, tuple):
+        pixel = series.pixel_size_A
+        if alignment.n_tilts != series.n_tilts:
+            raise InputError(
+                f"{path}: aligns {alignment.n_tilts} images, {series.path} has {series.n_tilts}; give the alignment "
+                "of this series"
+            )
+    if alignment.image_size == size:
+        return alignment if alignment.pixel_size_A else replace(alignment, pixel_size_A=pixel)
+    ratio = np.array(size) / np.array(alignment.image_size)
+    factor = float(ratio.mean())
+    if pixel and alignment.pixel_size_A:
+        factor = alignment.pixel_size_A / pixel
+    # a binned image may have lost a pixel or two at the edge
+    if np.abs(ratio / factor - 1).max() > SCALE_TOLERANCE + 2 / min(alignment.image_size):
+        raise InputError(
+            f"{path}: is for images of {alignment.image_size[0]} x {alignment.image_size[1]}, these have "
+            f"{size[0]} x {size[1]}; give the alignment of this series"
+        )
+    notes.append(f"alignment scaled by {factor:.4g} from images of {alignment.image_size} to {size}")
+    return scaled(alignment, factor, size, pixel)
+
+
+def scaled(
+    alignment: Alignment, factor: float, image_size: tuple[int, int], pixel_size_A: float | None = None
+) -> Alignment:
+    """The same alignment for images whose pixels are smaller by ``factor`` (lengths in px grow by it)."""
+    warp = alignment.warp
+    if warp is not None:
+        warp = LocalWarp(warp.x * factor, warp.y * factor, warp.vectors * factor, warp.interpolation)
+    if pixel_size_A is None and alignment.pixel_size_A:
+        pixel_size_A = alignment.pixel_size_A / factor
+    return replace(
+        alignment,
+        shift_px=alignment.shift_px * factor,
+        warp=warp,
+        image_size=image_size,
+        pixel_size_A=pixel_size_A,
+    )
+
+
+# --- where things are ----------------------------------------------------------------------------------------------
+
+
+def _size_of(series: TiltSeries | tuple[int, int] | None) -> tuple[int, int] | None:
+    return series if series is None or isinstance(series, tuple) else series.size
+
+
+def _base_of(series: TiltSeries | tuple[int, int] | None) -> str | None:
+    return None if series is None or isinstance(series, tuple) else series.name
+
+
+def _find_in_folder(folder: Path, base: str | None) -> Path:
+    """The file of a folder that holds the alignment, the most complete kind first."""
+    names = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    xf = [p for p in names if p.suffix == ".xf" and not p.stem.endswith(NOT_THE_ALIGNMENT)]
+    kinds = (
+        ([p for p in names if p.name.endswith("_align.json")], "_align"),
+        ([p for p in names if p.name.endswith("_truth.json")], "_truth"),
+        (xf, ""),
+        ([p for p in names if p.suffix == ".aln"], ""),
+        ([p for p in names if p.name.endswith("_warp.xf")], "_warp"),
+    )
+    for found, end in kinds:
+        if base is not None and len(found) > 1:
+            found = [p for p in found if p.stem == base + end] or found
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(f"{folder}: holds {', '.join(p.name for p in found[:4])}; name one of them")
+    raise InputError(f"{folder}: holds no alignment (no BASE_align.json, .xf, .aln or BASE_warp.xf); give another")
+
+
+def _read_json(path: Path) -> Alignment:
+    """Our JSON: the alignment itself (truth), or under the key ``alignment``."""
+    try:
+        values = json.loads(read_text(path))
+    except ValueError:
+        raise InputError(f"{path}: is not JSON; give another file") from None
+    if isinstance(values, dict) and isinstance(values.get("alignment"), dict):
+        values = values["alignment"]
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds no alignment; give BASE_align.json or BASE_truth.json")
+    try:
+        return alignment_from_dict(values)
+    except KeyError as error:
+        raise InputError(f"{path}: holds no alignment ({error} is missing); give BASE_align.json") from None
+    except (ValueError, TypeError, IndexError, AttributeError):
+        raise InputError(f"{path}: its alignment is damaged; give another file") from None
+
+
+def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: list[str]) -> Alignment:
+    """``BASE.xf`` with what lies beside it."""
+    base = path.with_suffix("")
+    expected = None if series is None or isinstance(series, tuple) else series.n_tilts
+    tilt_file, x_tilt_file = base.with_suffix(".tlt"), base.with_suffix(".xtilt")
+    tilt: Array | None = None
+    if tilt_file.is_file():
+        tilt = imod.read_angles(tilt_file, expected)
+    elif series is not None and not isinstance(series, tuple):
+        tilt = series.tilt_deg
+        notes.append(f"{tilt_file.name} is not there: tilt angles are those of the series")
+    if tilt is None:
+        raise InputError(f"{tilt_file}: no such file; the alignment needs its tilt angles beside {path.name}")
+    n = len(tilt)
+    linear, shift = imod.read_xf(path, n)
+    x_tilt = imod.read_angles(x_tilt_file, n) if x_tilt_file.is_file() else np.zeros(n)
+    command = _tilt_command(path.parent, base.name)
+    warp_path = base.with_name(base.name + "_warp.xf")
+    warp_file = imod.read_warp(warp_path, n) if warp_path.is_file() else None
+    size, pixel = _size_of(series), None
+    if warp_file is not None:
+        pixel = warp_file.pixel_size_A
+        _check_same_linear(path, warp_path, linear, shift, warp_file)
+        size = warp_file.size
+    elif size is None:
+        size, pixel = _size_beside(path.parent, base.name, command)
+    if size is None:
+        raise InputError(f"{path}: the size of its images is not known; put the stack {base.name}.mrc beside it")
+    excluded: dict[int, str] = {}
+    if command is not None:
+        tilt = tilt + sum(command.numbers("OFFSET")[:1])
+        x_tilt = x_tilt + sum(command.numbers("XAXISTILT")[:1])
+        views = imod.excluded_views(command, path.parent / "tilt.com")
+        excluded = {view: "left out by tilt.com" for view in views if 0 <= view < n}
+        local = command.value("LOCALFILE")
+        if local:
+            notes.append(f"local alignments of {local} are not read; the global alignment is used")
+    return Alignment(
+        tilt_deg=tilt,
+        linear=warp_file.linear if warp_file else linear,
+        shift_px=warp_file.shift_px if warp_file else shift,
+        image_size=size,
+        pixel_size_A=pixel,
+        warp=warp_file.warp if warp_file else None,
+        x_tilt_deg=x_tilt,
+        excluded=excluded,
+    )
+
+
+def _check_same_linear(path: Path, warp_path: Path, linear: Array, shift: Array, warp: imod.WarpFile) -> None:
+    """The warp file repeats the ``.xf`` with more decimals; where it does not, one of them is out of date."""
+    reach = max(warp.size) / 2
+    apart = np.abs(warp.linear - linear).max() * reach + np.abs(warp.shift_px - shift).max()
+    if apart > SAME_TRANSFORM + 1e-6 * reach:
+        raise InputError(
+            f"{warp_path}: its transforms differ from those of {path.name} by up to {apart:.3g} px; remove the one "
+            "that is out of date"
+        )
+
+
+def _read_warp(path: Path, series: TiltSeries | tuple[int, int] | None, notes: list[str]) -> Alignment:
+    """A warp file; its angles come from the ``.tlt`` beside it, of the same base without ``_warp``."""
+    base = path.stem.removesuffix("_warp")
+    beside = path.with_name(base + ".xf")
+    if path.stem != base and beside.is_file():
+        return _read_xf(beside, series, notes)
+    warp = imod.read_warp(path)
+    tilt_file = path.with_name(base + ".tlt")
+    if tilt_file.is_file():
+        tilt = imod.read_angles(tilt_file, len(warp.linear))
+    elif series is not None and not isinstance(series, tuple):
+        tilt = series.tilt_deg
+        notes.append(f"{tilt_file.name} is not there: tilt angles are those of the series")
+        warp = imod.read_warp(path, len(tilt))
+    else:
+        raise InputError(f"{tilt_file}: no such file; the alignment needs its tilt angles beside {path.name}")
+    x_tilt_file = path.with_name(base + ".xtilt")
+    x_tilt = imod.read_angles(x_tilt_file, len(tilt)) if x_tilt_file.is_file() else np.zeros(len(tilt))
+    return Alignment(tilt, warp.linear, warp.shift_px, warp.size, warp.pixel_size_A, warp.warp, x_tilt)
+
+
+def _read_com(path: Path, series: TiltSeries | tuple[int, int] | None, notes: list[str]) -> Alignment:
+    """``newst.com``: the transforms it names."""
+    name = imod.read_command_file(path, "newstack").value("TransformFile", "xform")
+    if not name:
+        raise InputError(f"{path}: names no TransformFile; give the .xf itself")
+    target = check_input(path.parent / name)
+    return (_read_warp if imod.is_warp_file(target) else _read_xf)(target, series, notes)
+
+
+def _tilt_command(folder: Path, base: str) -> imod.CommandFile | None:
+    """The ``tilt.com`` of this base in a folder (Etomo names it ``tilta.com`` for the first of two axes)."""
+    for name in ("tilt.com", "tilta.com", "tiltb.com"):
+        if (folder / name).is_file():
+            command = imod.read_command_file(folder / name, "tilt")
+            if Path(command.value("TILTFILE") or "").stem == base:
+                return command
+    return None
+
+
+def _size_beside(
+    folder: Path, base: str, command: imod.CommandFile | None
+) -> tuple[tuple[int, int] | None, float | None]:
+    """Size and pixel size of the raw images from the stack beside an ``.xf``, or their size from ``tilt.com``."""
+    for suffix in STACK_SUFFIXES:
+        stack = folder / (base + suffix)
+        if suffix != ".ali" and stack.is_file():
+            header = read_header(stack)
+            return (header.shape[2], header.shape[1]), header.pixel_size_A
+    full = [] if command is None else command.numbers("FULLIMAGE")
+    if len(full) == 2:
+        return (int(full[0]), int(full[1])), None
+    return None, None

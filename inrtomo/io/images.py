@@ -1,0 +1,117 @@
+"""A stack of images wherever they are: one MRC, a TIFF, a list of either, or a text file naming them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inrtomo.errors import InputError
+from inrtomo.io.files import check_input, read_text
+from inrtomo.io.mrc import MrcStack
+
+Array = NDArray[np.float64]
+F32 = NDArray[np.float32]
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+LIST_SUFFIXES = (".txt", ".lst", ".list")
+MAX_COMPRESSION = 1000
+"""A TIFF whose pages would be larger than this many times its file is damaged."""
+
+
+class ImageStack(Protocol):
+    """Images read one at a time, shape ``(n, ny, nx)``."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    pixel_size_A: float | None
+    tilt_deg: Array | None
+
+    def image(self, index: int) -> F32: ...
+
+
+class TiffStack:
+    """Pages of a TIFF. Rows are turned over: TIFF counts them from the top, MRC (and IMOD reading TIFF) from below."""
+
+    pixel_size_A: float | None = None
+    tilt_deg: Array | None = None
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = check_input(path)
+        with self._opened() as tiff:
+            shapes = {tuple(page.shape) for page in tiff.pages}
+            n = len(tiff.pages)
+            bytes_wanted = sum(int(np.prod(page.shape)) * page.dtype.itemsize for page in tiff.pages if page.dtype)
+            known = all(page.dtype is not None and page.dtype.kind in "iuf" for page in tiff.pages)
+        if len(shapes) != 1 or not known or len(next(iter(shapes))) != 2:
+            raise InputError(f"{self.path}: its pages are not grey images of one size; save them as such")
+        if bytes_wanted > MAX_COMPRESSION * self.path.stat().st_size:
+            raise InputError(f"{self.path}: is too short for the images it announces; copy it again")
+        ny, nx = next(iter(shapes))
+        self.shape = (n, ny, nx)
+
+    def image(self, index: int) -> F32:
+        """Page ``index`` as float32 ``(ny, nx)``, first row at the bottom."""
+        with self._opened() as tiff:
+            try:
+                page = tiff.pages[index].asarray()
+            except (ValueError, OSError, ImportError, KeyError, RuntimeError, TypeError) as error:
+                raise InputError(
+                    f"{self.path}: page {index} cannot be read ({str(error).splitlines()[0][:100]}); save it without "
+                    "compression"
+                ) from None
+        return np.ascontiguousarray(page[::-1], dtype=np.float32)
+
+    def _opened(self) -> Any:
+        from tifffile import TiffFile, TiffFileError
+
+        try:
+            return TiffFile(self.path)
+        except (TiffFileError, ValueError, OSError, KeyError, IndexError, TypeError):
+            raise InputError(f"{self.path}: is not a TIFF that can be read; save it again") from None
+
+
+class ImageList:
+    """Several files, each with one image or more, as one stack in the order given."""
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        if not paths:
+            raise InputError("no images given; name a stack or a list of images")
+        self.parts = [_open_file(path) for path in paths]
+        self.path = Path(paths[0]).parent
+        first = self.parts[0]
+        for part in self.parts:
+            if part.shape[1:] != first.shape[1:]:
+                raise InputError(
+                    f"{part.path}: is {part.shape[2]} x {part.shape[1]}, {first.path} is {first.shape[2]} x "
+                    f"{first.shape[1]}; all images of a series need one size"
+                )
+        self._where = [(part, k) for part in self.parts for k in range(part.shape[0])]
+        self.shape = (len(self._where), first.shape[1], first.shape[2])
+        self.pixel_size_A = first.pixel_size_A
+        angles = [part.tilt_deg for part in self.parts]
+        known = [a for a in angles if a is not None]
+        self.tilt_deg: Array | None = np.concatenate(known) if len(known) == len(angles) else None
+
+    def image(self, index: int) -> F32:
+        """Image ``index`` of the list as float32 ``(ny, nx)``."""
+        part, k = self._where[index]
+        return part.image(k)
+
+
+def open_images(source: str | Path | Sequence[str | Path]) -> ImageStack:
+    """Open an MRC stack, a TIFF, a list of them, or a text file (``.txt``, ``.lst``) with a name on each line."""
+    if not isinstance(source, str | Path):
+        return _open_file(source[0]) if len(source) == 1 else ImageList(source)
+    path = Path(source)
+    if path.suffix.lower() in LIST_SUFFIXES:
+        names = [line.strip() for line in read_text(path).splitlines()]
+        return ImageList([path.parent / name for name in names if name and not name.startswith("#")])
+    return _open_file(path)
+
+
+def _open_file(path: str | Path) -> ImageStack:
+    return TiffStack(path) if Path(path).suffix.lower() in TIFF_SUFFIXES else MrcStack(path)

@@ -1,0 +1,135 @@
+"""SerialEM's ``.mdoc``: what was recorded, when, at which tilt and dose.
+
+Only the keys used here reach the parser: microscopes and their software add others, and broken ones, all the time.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inrtomo.errors import InputError
+from inrtomo.io.files import read_text
+
+Array = NDArray[np.float64]
+
+KEYS = ("TiltAngle", "ExposureDose", "PriorRecordDose", "PixelSpacing", "SubFramePath", "DateTime")
+SECTION = re.compile(r"^\[ZValue\s*=\s*\d+\s*\]$")
+AXIS = re.compile(r"Tilt axis angle\s*=\s*([-+]?[\d.]+)")
+DATE_FORMATS = ("%d-%b-%y  %H:%M:%S", "%d-%b-%Y  %H:%M:%S", "%Y-%b-%d  %H:%M:%S", "%Y-%m-%d  %H:%M:%S")
+
+
+@dataclass(frozen=True)
+class Mdoc:
+    """One entry a section, in the order of ``ZValue``; None where the file (or one section) does not say.
+
+    Attributes:
+        tilt_deg: stage tilt; dose_e_A2: of every image; prior_dose_e_A2: received before it;
+        time_s: seconds since the first exposure; pixel_size_A: of the images; axis_deg: tilt axis from the title;
+        movies: name of every section's movie without its folder.
+    """
+
+    tilt_deg: Array
+    dose_e_A2: Array | None
+    prior_dose_e_A2: Array | None
+    time_s: Array | None
+    pixel_size_A: float | None
+    axis_deg: float | None
+    movies: list[str] | None
+
+    @property
+    def order(self) -> NDArray[np.int64] | None:
+        """Acquisition index of every section: by time, else by accumulated dose; None when neither tells them apart."""
+        for values in (self.time_s, self.prior_dose_e_A2):
+            if values is not None and len(np.unique(values)) == len(values):
+                order = np.empty(len(values), dtype=np.int64)
+                order[np.argsort(values, kind="stable")] = np.arange(len(values))
+                return order
+        return None
+
+
+def read_mdoc(path: str | Path) -> Mdoc:
+    """Read the ``.mdoc`` of a tilt series.
+
+    Raises:
+        InputError: no tilt series (a montage or a set of frames), sections without a tilt angle, damage.
+    """
+    from mdocfile.data_models import Mdoc as MdocFile  # brings pandas along: only where there is an mdoc
+
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    if not any(SECTION.match(line) for line in lines):
+        raise InputError(f"{path}: is not the .mdoc of a tilt series (it has no [ZValue = n]); give another")
+    kept, titles, in_section = [], [], False
+    for line in lines:
+        if line.startswith("[T"):
+            titles.append(line)
+        elif line.startswith("["):
+            in_section = bool(SECTION.match(line))
+            if in_section:
+                kept.append(line)
+        elif in_section and line.partition("=")[0].strip() in KEYS and line.partition("=")[2].strip():
+            kept.append(line)
+    try:
+        sections = MdocFile.from_lines(kept).section_data
+    except ValueError as error:
+        raise InputError(f"{path}: {_first_complaint(error)}; correct it") from None
+    z = [section.ZValue for section in sections]
+    if len(set(z)) != len(z):
+        raise InputError(f"{path}: has the same ZValue twice; give an .mdoc of one series")
+    sections = [sections[k] for k in np.argsort(np.array(z))]
+    tilt = _column([section.TiltAngle for section in sections])
+    if tilt is None:
+        raise InputError(f"{path}: has sections without a TiltAngle; give the angles in a .rawtlt")
+    spacing = _column([section.PixelSpacing for section in sections])
+    paths = [section.SubFramePath for section in sections]
+    axis = next((float(m.group(1)) for m in map(AXIS.search, titles) if m), None)
+    return Mdoc(
+        tilt_deg=tilt,
+        dose_e_A2=_column([section.ExposureDose for section in sections]),
+        prior_dose_e_A2=_column([section.PriorRecordDose for section in sections]),
+        time_s=_times([section.DateTime for section in sections]),
+        pixel_size_A=float(spacing[0]) if spacing is not None and spacing[0] > 0 else None,
+        axis_deg=axis,
+        movies=None if None in paths else [PureWindowsPath(str(p)).name for p in paths],
+    )
+
+
+def _column(values: list[float | None]) -> Array | None:
+    """Finite numbers of all sections, or None."""
+    if any(value is None or not np.isfinite(value) for value in values):
+        return None
+    return np.array(values, dtype=np.float64)
+
+
+def _times(texts: list[str | None]) -> Array | None:
+    """Seconds since the earliest of the given moments, or None where one is missing or unknown in form."""
+    moments = []
+    for text in texts:
+        moment = _moment(text or "")
+        if moment is None:
+            return None
+        moments.append(moment)
+    return np.array([(moment - min(moments)).total_seconds() for moment in moments])
+
+
+def _moment(text: str) -> datetime | None:
+    for form in DATE_FORMATS:
+        try:
+            return datetime.strptime(re.sub(r"\s+", "  ", text.strip()), form)
+        except ValueError:
+            continue
+    return None
+
+
+def _first_complaint(error: ValueError) -> str:
+    """A sentence from the parser's message, which may have many lines."""
+    details = getattr(error, "errors", None)
+    if callable(details):
+        first = details()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])} is {str(first.get('input'))[:40]!r}"
+    return str(error).splitlines()[0][:100]
