@@ -225,7 +225,7 @@ def _mirrored(index, n):  # type: ignore[no-untyped-def]
     return min(max(index, 0), n - 1)
 
 
-@nb.njit(parallel=True, cache=True)
+@nb.njit(parallel=True, fastmath=True, cache=True)
 def _read(coefficients, inverse, shift, nodes, grid, bicubic, x0, step, y, shear, values, valid):  # type: ignore[no-untyped-def]
     ny, nx = coefficients.shape
     cy, cx = (ny - 1) / 2, (nx - 1) / 2

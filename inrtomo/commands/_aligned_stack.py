@@ -12,6 +12,7 @@ import numpy as np
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.files import check_output
 from inrtomo.io.imod import read_angles
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
 
@@ -89,9 +90,22 @@ def _open(stack: Path, alignment_path: Path, pixel_size_A: float | None, aligned
         return open_tilt_series(stack, folder / name, pixel_size_A)
 
 
-def thickness_beside(alignment_path: Path, pixel_size_A: float) -> tuple[float, str] | None:
+def check_outputs(paths: list[Path], overwrite: bool, *inputs: Path) -> None:
+    """Refuse (InputError) outputs that exist, or that are the same file as another of them or as an input."""
+    taken = {path.resolve() for path in inputs}
+    for path in paths:
+        if path.resolve() in taken:
+            raise InputError(f"{path}: is also an input, or another output; give another name")
+        taken.add(path.resolve())
+        check_output(path, overwrite)
+
+
+def thickness_beside(alignment_path: Path, base: str, pixel_size_A: float) -> tuple[float, str] | None:
     """Sample thickness (nm) that an ``inr-align`` folder or JSON states, and the file; None if there is none."""
-    files = sorted(alignment_path.glob("*_align.json")) if alignment_path.is_dir() else [alignment_path]
+    files = [alignment_path]
+    if alignment_path.is_dir():
+        own = alignment_path / f"{base}_align.json"
+        files = [own] if own.is_file() else sorted(alignment_path.glob("*_align.json"))
     for file in files:
         if file.suffix != ".json":
             continue

@@ -11,12 +11,12 @@ import click
 import numpy as np
 
 from inrtomo import __version__
-from inrtomo.commands._aligned_stack import PIXEL_SIZE, AlignedStack, read_aligned_stack
+from inrtomo.commands._aligned_stack import PIXEL_SIZE, AlignedStack, check_outputs, read_aligned_stack
 from inrtomo.commands._common import Progress, command, echo_defaults
 from inrtomo.dose import RELATIVE_TO_300_KV
 from inrtomo.errors import InputError
 from inrtomo.export import Array, export_images
-from inrtomo.io.files import check_output, write_text
+from inrtomo.io.files import write_text
 from inrtomo.io.imod import write_angles
 from inrtomo.io.mrc import StackWriter
 
@@ -53,8 +53,7 @@ def main(
     stay in the stack, so that sections keep their numbers; OUT.json lists them.
     """
     texts = [output.with_suffix(ending) for ending in (".tlt", ".rawtlt", ".xtilt", ".json")]
-    for path in [output, *texts, *([mask] if mask else [])]:
-        check_output(path, overwrite)
+    check_outputs([output, *texts, *([mask] if mask else [])], overwrite, stack, alignment)
     given = read_aligned_stack(stack, alignment, pixel_size)
     series, aligned = given.series, given.alignment
     exposure, source = _exposure(given, dose_per_tilt) if dose_weight or dose_per_tilt is not None else (None, "")

@@ -10,10 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.align.prepare import PrepareSettings, prepare
-from inrtomo.commands._aligned_stack import PIXEL_SIZE, AlignedStack, read_aligned_stack, thickness_beside
+from inrtomo.commands._aligned_stack import (
+    PIXEL_SIZE,
+    AlignedStack,
+    check_outputs,
+    read_aligned_stack,
+    thickness_beside,
+)
 from inrtomo.commands._common import TILT_LIST, Progress, command, echo_defaults
 from inrtomo.errors import InputError
-from inrtomo.io.files import check_output
 from inrtomo.io.mrc import StackWriter
 from inrtomo.reconstruct.fbp import FbpSettings, fbp_sections
 from inrtomo.reconstruct.filters import FILTERS, RadialFilter
@@ -81,7 +86,7 @@ def main(
     .xtilt, _warp.xf), an Etomo folder, an .aln or BASE_align.json; or STACK is aligned and ALIGNMENT its .tlt.
     The tomogram is as wide as the raw images and keeps their contrast.
     """
-    check_output(output, overwrite)
+    check_outputs([output], overwrite, stack, alignment)
     radial_filter = _filter(filter_name, radial, iterations)
     given = read_aligned_stack(stack, alignment, pixel_size, exclude)
     thickness_nm = _thickness(thickness, alignment, given)
@@ -129,7 +134,7 @@ def _thickness(option_nm: float | None, path: Path, given: AlignedStack) -> floa
         if not option_nm > 0:
             raise InputError(f"--thickness {option_nm:g}: must be positive; give nm")
         found = option_nm, "--thickness"
-    found = found or thickness_beside(path, given.pixel_size_A) or (DEFAULT_THICKNESS_NM, "default")
+    found = found or thickness_beside(path, given.series.name, given.pixel_size_A) or (DEFAULT_THICKNESS_NM, "default")
     given.sources.append(("thickness", f"{found[0]:.4g} nm", found[1]))
     return found[0]
 
