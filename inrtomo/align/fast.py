@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from inrtomo.align.coarse import coarse_alignment
 from inrtomo.align.prepare import PREPARE_DEFAULTS, Prepared, PrepareSettings, prepare
-from inrtomo.align.tracks import TRACK_DEFAULTS, TrackResult, TrackSettings, track_and_bundle
+from inrtomo.align.tracks import TRACK_DEFAULTS, TrackResult, TrackSettings, refined_axis, track_and_bundle
 from inrtomo.alignment import Alignment
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, float], None]
+
+AXIS_ROUNDS, AXIS_SETTLED_DEG = 5, 0.5
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def fast_alignment_of(
     clock.append(time.perf_counter())
     if start is None:
         coarse = coarse_alignment(prepared, tilt_deg, axis_deg, pixel_size_A, progress)
+        if axis_deg is None:
+            coarse = _with_refined_axis(prepared, coarse)
     else:
         coarse = start
     clock.append(time.perf_counter())
@@ -105,3 +109,14 @@ def fast_alignment_of(
         )
     report = FastReport(prepared, coarse, tracks, ambiguous, seconds, notes)
     return tracks.alignment, report
+
+
+def _with_refined_axis(prepared: Prepared, coarse: Alignment) -> Alignment:
+    """Common lines leave the axis some degrees off: refine it with tracks, correlate again, until it stays."""
+    for _ in range(AXIS_ROUNDS):
+        before = float(np.median(coarse.rotation_deg))
+        axis = refined_axis(prepared, coarse)
+        coarse = coarse_alignment(prepared, coarse.tilt_deg, axis, coarse.pixel_size_A)
+        if abs((axis - before + 180) % 360 - 180) < AXIS_SETTLED_DEG:
+            break
+    return coarse

@@ -464,6 +464,23 @@ def track_and_bundle(
     return TrackResult(result, points, full_residual, full_sigma, full_seen, slab, axis, notes)
 
 
+AXIS_SETTINGS = TrackSettings(
+    step=40.0, shortest_px=(16.0, 14.0, 12.0, 10.0), nodes=0, affine_sd_px=0.05, rotation_sd_deg=0.02
+)
+
+
+def refined_axis(prepared: Prepared, alignment: Alignment, settings: TrackSettings = AXIS_SETTINGS) -> float:
+    """Tilt axis (degrees, IMOD's sense) that tracks agree on when the specimen is taken to be rigid.
+
+    For starts that are several degrees off: local motion is not allowed, or it would explain part of the error.
+    """
+    used = np.array([i for i in prepared.included if i not in alignment.excluded], dtype=np.int64)
+    followed = _Followed.start(prepared, alignment, used, settings)
+    for shortest in settings.shortest_px:
+        followed.improve(0.27 * min(prepared.raw_size), shortest)
+    return float(np.median(followed.alignment().rotation_deg[used]))
+
+
 class _Followed:
     """The state of tracking: images at working size, track positions, and the motion found so far (raw px)."""
 
@@ -533,10 +550,18 @@ class _Followed:
         seen &= seen.sum(axis=1, keepdims=True) >= 5
         return band, views, seen
 
-    def _likelihood(
-        self, slab_px: float, shortest_px: float, subset: slice = slice(None), with_determinant: bool = False
+    def _likelihood(self, slab_px: float, shortest_px: float) -> tuple[Likelihood, Bool]:
+        return self._likelihood_of(self._views(shortest_px), slab_px, shortest_px)
+
+    def _likelihood_of(
+        self,
+        read: tuple[Band, NDArray[np.complex128], Bool],
+        slab_px: float,
+        shortest_px: float,
+        subset: slice = slice(None),
+        with_determinant: bool = False,
     ) -> tuple[Likelihood, Bool]:
-        band, views, seen = self._views(shortest_px)
+        band, views, seen = read
         kappa = overlap(band, self.tilt_deg, self.window, slab_px)
         spectra = estimate_spectra(views, seen, band, self.tilt_deg, kappa, shortest_px * self.factor)
         views, seen = views[subset], seen[subset]
@@ -582,10 +607,11 @@ class _Followed:
         prefers a slab that is too thin; on series of known thickness by `SLAB_BIAS`.
         """
         factors = np.geomspace(0.5, 2.0, 6)
-        subset = slice(None, None, 4)
-        values = np.array([
-            self._likelihood(slab_px * f, shortest_px, subset, with_determinant=True)[0].value.sum() for f in factors
-        ])  # fmt: skip
+        read, subset = self._views(shortest_px), slice(None, None, 4)
+        likelihoods = (
+            self._likelihood_of(read, slab_px * f, shortest_px, subset, with_determinant=True)[0] for f in factors
+        )
+        values = np.array([found.value.sum() for found in likelihoods])
         best = int(np.clip(np.argmax(values), 1, len(factors) - 2))
         # the top of the parabola through the best three
         before, middle, after = values[best - 1 : best + 2]
