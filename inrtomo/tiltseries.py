@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inrtomo.errors import InputError
 from inrtomo.io.images import LIST_SUFFIXES, ImageStack, open_images
-from inrtomo.io.imod import read_angles
+from inrtomo.io.imod import list_text, read_angles
 from inrtomo.io.mdoc import Mdoc, read_mdoc
 
 Array = NDArray[np.float64]
@@ -26,6 +26,8 @@ RADIANS_TILTS = 5
 SAME_TILT_DEG = 0.5
 STACK_SUFFIXES = (".mrc", ".st", ".ali", ".mrcs", ".map", ".tif", ".tiff")
 HALVES = (("_odd", "_even"), ("_ODD", "_EVN"), ("_Odd", "_Even"), ("_ODD", "_EVEN"))
+SHOWN = 4
+"""Damaged images named in a message."""
 REPAIR_RADIUS = 2
 """A bad pixel becomes the median of the good ones in a square of twice this plus one."""
 NO_PIXEL_SIZE_A = 1.0
@@ -47,7 +49,7 @@ class TiltSeries:
         excluded: stack index -> reason, images not to use.
         odd, even: stacks of the half-exposures, or None.
         sources: what -> where it was found, to be printed.
-        bad_pixels: stack index -> number of NaN or infinite pixels replaced, for the images read so far.
+        bad_pixels: stack index -> number of NaN or infinite pixels replaced, for excluded images read so far.
     """
 
     name: str
@@ -88,13 +90,30 @@ class TiltSeries:
         ]
 
     def image(self, index: int) -> F32:
-        """Image ``index`` as float32 ``(ny, nx)``; pixels that are not finite are replaced and counted."""
+        """Image ``index`` as float32 ``(ny, nx)``.
+
+        Raises InputError when it has pixels that are not finite: the stack is damaged, and where is for the user to
+        know. In an excluded image they are replaced by the median around them, and counted.
+        """
         image = self.stack.image(index)
         bad = ~np.isfinite(image)
         if bad.any():
+            if index not in self.excluded:
+                raise InputError(self._not_numbers())
             self.bad_pixels[index] = int(bad.sum())
             image = _repaired(image, bad)
         return image
+
+    def _not_numbers(self) -> str:
+        """Which images in use have pixels that are not finite, how many, and what to do."""
+        counts = {int(i): int(np.sum(~np.isfinite(self.stack.image(int(i))))) for i in self.included}
+        bad = {index: count for index, count in counts.items() if count}
+        shown = ", ".join(f"image {index}: {count}" for index, count in list(bad.items())[:SHOWN])
+        more = f" and {len(bad) - SHOWN} images more" if len(bad) > SHOWN else ""
+        return (
+            f"{self.path}: has pixels that are not numbers ({shown}{more}); repair them (IMOD: ccderaser) or use "
+            f"--exclude {list_text(list(bad))}"
+        )
 
     def images(self, indices: Iterable[int] | None = None) -> Iterator[F32]:
         """The images of ``indices`` (by default all) one after the other."""
@@ -315,7 +334,7 @@ def _set_excluded(series: TiltSeries, exclude: Iterable[int], include: Iterable[
         series.excluded = dict(sorted(series.excluded.items()))
     if n - len(series.excluded) < MIN_TILTS:
         left = n - len(series.excluded)
-        raise InputError(f"{series.path}: only {left} of its {n} images are left; keep at least {MIN_TILTS}")
+        raise InputError(f"{series.path}: only {left} of its {n} images are left; exclude fewer, it takes {MIN_TILTS}")
 
 
 def _set_halves(series: TiltSeries) -> None:

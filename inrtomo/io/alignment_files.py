@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,7 @@ from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.io.aretomo import read_aln
 from inrtomo.io.files import check_input, check_output, make_folder, read_text, write_text
 from inrtomo.io.mrc import read_header
-
-if TYPE_CHECKING:
-    from inrtomo.tiltseries import TiltSeries
+from inrtomo.tiltseries import TiltSeries, check_tilt_angles
 
 Array = NDArray[np.float64]
 
@@ -27,6 +24,7 @@ STACK_SUFFIXES = (".mrc", ".st", ".ali", ".mrcs", ".map")
 NOT_THE_ALIGNMENT = ("_warp", "_fid", "_rot", "_nonfid", "local", "_patch-tracking", "_prexf")
 """Endings of ``.xf`` files that lie beside the one that holds the alignment."""
 SCALE_TOLERANCE = 0.01
+SMALLEST_DETERMINANT = 1e-3
 SAME_TRANSFORM = 2e-3
 """Difference (px over the image) up to which ``.xf`` and warp file hold the same linear part."""
 DEFAULT_THICKNESS_PX = 200
@@ -106,7 +104,32 @@ def read_alignment(
         alignment = _read_warp(path, series, notes)
     else:
         alignment = _read_xf(path, series, notes)
-    return fitted(alignment, series, path, notes)
+    return fitted(_checked(alignment, path), series, path, notes)
+
+
+def _checked(alignment: Alignment, path: Path) -> Alignment:
+    """The alignment, or InputError where its numbers cannot be one."""
+    warp = alignment.warp
+    arrays = [alignment.tilt_deg, alignment.linear, alignment.shift_px, alignment.x_tilt_deg]
+    shapes_fit = alignment.n_tilts > 0 and alignment.x_tilt_deg.shape == (alignment.n_tilts,)
+    shapes_fit &= min(alignment.image_size) > 0
+    if warp is not None:
+        arrays += [warp.x, warp.y, warp.vectors]
+        shapes_fit &= warp.x.ndim == 1 and warp.y.ndim == 1 and min(len(warp.x), len(warp.y)) > 0
+        shapes_fit &= warp.vectors.shape == (alignment.n_tilts, len(warp.y), len(warp.x), 2)
+        shapes_fit &= warp.interpolation in ("bilinear", "bicubic")
+    if not shapes_fit or not all(np.isfinite(array).all() for array in arrays):
+        raise InputError(f"{path}: its alignment is damaged; give another file")
+    if np.abs(np.linalg.det(alignment.linear)).min() < SMALLEST_DETERMINANT:
+        raise InputError(f"{path}: a transform has no inverse; give another file")
+    if warp is not None and not all(_evenly_rising(nodes) for nodes in (warp.x, warp.y)):
+        raise InputError(f"{path}: its warp is not on an even grid; give another file")
+    return alignment
+
+
+def _evenly_rising(nodes: Array) -> bool:
+    steps = np.diff(nodes)
+    return len(steps) == 0 or bool(steps.min() > 0 and np.ptp(steps) <= 1e-3 * steps.max())
 
 
 def fitted(
@@ -204,7 +227,7 @@ def _read_json(path: Path) -> Alignment:
         return alignment_from_dict(values)
     except KeyError as error:
         raise InputError(f"{path}: holds no alignment ({error} is missing); give BASE_align.json") from None
-    except (ValueError, TypeError, IndexError, AttributeError):
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError):
         raise InputError(f"{path}: its alignment is damaged; give another file") from None
 
 
@@ -215,7 +238,7 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     tilt_file, x_tilt_file = base.with_suffix(".tlt"), base.with_suffix(".xtilt")
     tilt: Array | None = None
     if tilt_file.is_file():
-        tilt = imod.read_angles(tilt_file, expected)
+        tilt = _tilt_angles(tilt_file, expected)
     elif series is not None and not isinstance(series, tuple):
         tilt = series.tilt_deg
         notes.append(f"{tilt_file.name} is not there: tilt angles are those of the series")
@@ -257,6 +280,13 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     )
 
 
+def _tilt_angles(path: Path, n_tilts: int | None) -> Array:
+    """Refined angles: those of a series, so the same is refused as there."""
+    angles = imod.read_angles(path, n_tilts)
+    check_tilt_angles(angles, len(angles), path)
+    return angles
+
+
 def _check_same_linear(path: Path, warp_path: Path, linear: Array, shift: Array, warp: imod.WarpFile) -> None:
     """The warp file repeats the ``.xf`` with more decimals; where it does not, one of them is out of date."""
     reach = max(warp.size) / 2
@@ -277,7 +307,8 @@ def _read_warp(path: Path, series: TiltSeries | tuple[int, int] | None, notes: l
     warp = imod.read_warp(path)
     tilt_file = path.with_name(base + ".tlt")
     if tilt_file.is_file():
-        tilt = imod.read_angles(tilt_file, len(warp.linear))
+        tilt = _tilt_angles(tilt_file, None if len(warp.linear) == 1 else len(warp.linear))
+        warp = imod.read_warp(path, len(tilt))
     elif series is not None and not isinstance(series, tuple):
         tilt = series.tilt_deg
         notes.append(f"{tilt_file.name} is not there: tilt angles are those of the series")
