@@ -1,0 +1,141 @@
+"""A run's state on disk, so that a killed run goes on where it was.
+
+One ``.npz`` file, replaced by rename: whenever the machine stops, the file is the last complete state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inrtomo.errors import InputError
+from inrtomo.io.files import atomic_path
+
+FORMAT = 1
+SAVE_EVERY_S = 15.0
+
+
+@dataclass
+class Checkpoint:
+    """State of a run: finished stages as JSON-able values, and arrays.
+
+    Args:
+        path: the file; None keeps everything in memory only.
+        identity: what has to be the same for a state to be of use (input fingerprint, settings), JSON-able.
+    """
+
+    path: Path | None
+    identity: dict[str, Any]
+    stages: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def resume(cls, path: Path, identity: dict[str, Any]) -> Checkpoint:
+        """Read the state in ``path``; it has to be of a run with the same identity.
+
+        Raises:
+            InputError: unreadable file, or another input or other settings (named).
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            head = json.loads(str(arrays.pop("__head__")))
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise InputError(f"{path}: not a checkpoint of inr-align ({error}); start anew with --overwrite") from None
+        before, now = head.get("identity", {}), json.loads(json.dumps(identity))
+        changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        if head.get("format") != FORMAT:
+            raise InputError(f"{path}: written by another version of inr-align; start anew with --overwrite")
+        if changed:
+            raise InputError(
+                f"{path}: belongs to a run with other {', '.join(changed)}; give the same ones, or start "
+                "anew with --overwrite"
+            )
+        return cls(path, identity, head["stages"], arrays)
+
+    def save(self) -> None:
+        """Write the state; replaces the file by rename."""
+        self._saved_at = time.monotonic()
+        if self.path is None:
+            return
+        head = json.dumps({"format": FORMAT, "identity": self.identity, "stages": self.stages})
+        with atomic_path(self.path, overwrite=True) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, allow_pickle=False, __head__=np.array(head), **self.arrays)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last save is long enough ago."""
+        return time.monotonic() - self._saved_at >= SAVE_EVERY_S
+
+    def part(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """The arrays stored under ``prefix.``, without it."""
+        start = f"{prefix}."
+        return {name.removeprefix(start): value for name, value in self.arrays.items() if name.startswith(start)}
+
+    def set_part(self, prefix: str, values: Mapping[str, NDArray[Any]] | None) -> None:
+        """Replace the arrays under ``prefix.``; None removes them."""
+        self.arrays = {name: v for name, v in self.arrays.items() if not name.startswith(f"{prefix}.")}
+        for name, value in (values or {}).items():
+            self.arrays[f"{prefix}.{name}"] = value
+
+
+def fingerprint(images: NDArray[Any], tilt_deg: NDArray[np.float64]) -> str:
+    """Hash of a series: shape, angles, and every image's pixels (every seventh of them)."""
+    digest = hashlib.sha256(repr((images.shape, np.round(tilt_deg, 4).tolist())).encode())
+    for image in images:
+        digest.update(np.ascontiguousarray(image.ravel()[::7], dtype=np.float32).tobytes())
+    return digest.hexdigest()[:24]
+
+
+class Stopped(Exception):
+    """A signal was noted and the state is saved: leave the loop."""
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM held back until a moment when the state is whole."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @contextmanager
+    def held_back(self) -> Iterator[Interrupts]:
+        """Within the block a first signal is only noted (a second one acts at once).
+
+        The loop inside looks at `received`, saves, and raises `Stopped`; the signal then has its usual effect.
+        """
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.received is not None:
+                signal.signal(number, before[number])
+                signal.raise_signal(number)
+            self.received = number
+
+        before: dict[int, Any] = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, note)
+        except ValueError:  # not the main thread: signals go elsewhere
+            pass
+        try:
+            yield self
+        except Stopped:
+            pass
+        finally:
+            for restored, handler in before.items():
+                signal.signal(restored, handler)
+        if self.received is not None:
+            noted, self.received = self.received, None
+            signal.raise_signal(noted)
