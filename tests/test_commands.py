@@ -103,6 +103,7 @@ def test_foreseeable_failures(error: BaseException, status: int, words: list[str
 def test_a_mistake_of_ours_keeps_its_traceback() -> None:
     for error in (ZeroDivisionError(), OSError(errno.EBADF, "Bad file descriptor")):
         assert CliRunner().invoke(failing(error), []).exception is error
+    assert isinstance(CliRunner().invoke(failing(EOFError("no data")), []).exception, RuntimeError)
     assert os_error_sentence(OSError("odd")) is None
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from inrtomo.io.alignment_files import read_alignment
-from inrtomo.tiltseries import open_tilt_series
 
 from inrtomo.errors import InputError
+from inrtomo.io.alignment_files import read_alignment
+from inrtomo.tiltseries import open_tilt_series
 
 pytestmark = pytest.mark.slow
 fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -25,7 +25,7 @@ def align_args(series: Path, out: Path) -> tuple[object, ...]:
 def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
     """Until a checkpoint lies in the output folder and the run goes on."""
     deadline = time.monotonic() + PATIENCE_S
-    while not any(out.glob("*checkpoint*")):
+    while not any(out.glob("[!.]*checkpoint*")):
         assert process.poll() is None, f"ended before any checkpoint: {process.communicate()}"
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.05)
@@ -61,18 +61,30 @@ def test_stopped_and_resumed(tiny_series: Path, tmp_path: Path, inr: Inr, number
     assert error < 0.1, "resuming led elsewhere than running through"
 
 
-def test_resume_without_a_checkpoint(tiny_series: Path, tmp_path: Path, inr: Inr) -> None:
-    assert_refused(inr("align", *align_args(tiny_series, tmp_path / "out"), "--resume"), "checkpoint")
+def test_resume_in_a_script_that_always_says_so(tiny_series: Path, tmp_path: Path, inr: Inr) -> None:
+    """With nothing to go on from the run starts; with a complete result there is nothing to do."""
+    out = tmp_path / "out"
+    args = (*align_args(tiny_series, out), "--fast", "--resume")
+    assert inr("align", *args).exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert set(RESULTS) <= {path.name for path in before}
+    again = inr("align", *args)
+    assert again.exit_code == 0 and "complete" in again.output
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-def test_a_damaged_checkpoint_is_refused(tiny_series: Path, tmp_path: Path, inr: Inr) -> None:
+def test_checkpoints_that_cannot_be_used(tiny_series: Path, tmp_path: Path, inr: Inr) -> None:
     out = tmp_path / "out"
     args = align_args(tiny_series, out)
     process = start_command("align", *args)
     wait_for_checkpoint(process, out)
     process.kill()
     process.communicate(timeout=60)
-    checkpoint = next(out.glob("*checkpoint*"))
-    for content in (checkpoint.read_bytes()[:100], b""):
+    (checkpoint,) = out.glob("[!.]*checkpoint*")
+    assert_refused(inr("align", *args), checkpoint.name, "--resume", "--overwrite")
+    assert_refused(inr("align", *args, "--resume", "--warp", "none"), checkpoint.name, "warp")
+    whole = checkpoint.read_bytes()
+    middle = len(whole) // 2
+    for content in (whole[:100], b"", whole[:-1000], whole[:middle] + bytes(1000) + whole[middle + 1000 :]):
         checkpoint.write_bytes(content)
         assert_refused(inr("align", *args, "--resume"), checkpoint.name)

@@ -53,7 +53,7 @@ class Checkpoint:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             head = json.loads(str(arrays.pop("__head__")))
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise InputError(f"{path}: not a checkpoint of inr-align ({error}); start anew with --overwrite") from None
         before, now = head.get("identity", {}), json.loads(json.dumps(identity))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))

@@ -82,6 +82,9 @@ class Program(click.Command):
             raise OneSentence(self.program, "interrupted", EXIT_INTERRUPTED) from None
         except MemoryError:
             raise OneSentence(self.program, "not enough memory; bin the stack or use a machine with more") from None
+        except EOFError as error:
+            # ours to explain; click would say "Aborted!" as if somebody had pressed Ctrl-D
+            raise RuntimeError(f"unexpected end of a file: {error}") from error
         except OSError as error:
             sentence = os_error_sentence(error)
             if sentence is None:
