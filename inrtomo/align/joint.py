@@ -39,12 +39,14 @@ class Scale:
         bin: raw px per binned pixel and per lattice step.
         steps: optimisation steps.
         motion_from, warp_from: the step at which shift and rotation, and the warp, start to move (None: not here).
+        fresh: begin with a new density; one fitted at the earlier, worse motion holds the motion where it was.
     """
 
     bin: int
     steps: int
     motion_from: int
     warp_from: int | None
+    fresh: bool = False
 
 
 DEFAULT_SCHEDULE = (Scale(bin=4, steps=80, motion_from=15, warp_from=None), Scale(bin=2, steps=60, motion_from=10, warp_from=20))
@@ -194,14 +196,13 @@ class JointFit:
         shape = (len(images), *(-(-size // HELD_BLOCK_PX) for size in images.shape[1:]))
         self.held_blocks = np.random.default_rng(s.seed).random(shape) < s.held_out
         self.half_u, self.half_v = (h + LATTICE_MARGIN_PX for h in aligned_half_size(start))
-        first, last = s.schedule[0].bin, s.schedule[-1].bin
+        first = s.schedule[0].bin
         data = scaled_data(images, weight, first, self.held_blocks)
         self.unit = data.noise / first
         signal = np.sqrt(max(float(np.var(data.images)) - 1.0, 0.05))
         self.density_unit = 2 * signal / np.sqrt(self.lattice(first).shape[0])
-        self.field = self._new_field(self.lattice(last))
         self.field_rate = FIELD_RATES[s.field]
-        self.adam = Adam(self.field.groups, self.field.rates(FIELD_RATES[s.field]), beta2=0.95)
+        self._new_density()
 
     def lattice(self, spacing: float) -> Lattice:
         """The lattice of a scale: every ray of every tilt stays inside it until it leaves the slab."""
@@ -209,10 +210,12 @@ class JointFit:
         half_x = (self.half_u + self.half_z * np.sin(steepest)) / np.cos(steepest)
         return Lattice.covering(half_x, self.half_v, self.half_z, spacing)
 
-    def _new_field(self, lattice: Lattice) -> DensityField:
-        s, spacing = self.settings, lattice.spacing
+    def _new_density(self) -> None:
+        """An empty field over the finest lattice, and its optimiser."""
+        s, lattice = self.settings, self.lattice(self.settings.schedule[-1].bin)
+        spacing = lattice.spacing
         half_z, half_x, half_y = (n * spacing / 2 for n in lattice.shape)
-        return make_field(
+        self.field = make_field(
             s.field,
             (-half_x, half_x, -half_y, half_y, -half_z, half_z),
             finest_px=spacing,
@@ -221,12 +224,15 @@ class JointFit:
             scale=self.density_unit,
             initial=0.05 * self.density_unit,
         )
+        self.adam = Adam(self.field.groups, self.field.rates(self.field_rate), beta2=0.95)
 
     def run(self, on_step: Callable[[JointFit], None] | None = None) -> JointResult:
         """Fit through all scales, from wherever the state is; ``on_step`` sees it after every step."""
         rho = np.zeros((1, 1, 1), np.float32)
         for index in range(self.done_scales, len(self.settings.schedule)):
             scale = self.settings.schedule[index]
+            if scale.fresh and self.done_steps == 0:
+                self._new_density()
             work = _Stage(self, scale)
             while self.done_steps < scale.steps:
                 work.step(self.done_steps)
