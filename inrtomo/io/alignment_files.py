@@ -248,6 +248,7 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     linear, shift = imod.read_xf(path, n)
     x_tilt = imod.read_angles(x_tilt_file, n) if x_tilt_file.is_file() else np.zeros(n)
     command = _tilt_command(path.parent, base.name)
+    etomo = base.with_suffix(".edf")
     warp_path = base.with_name(base.name + "_warp.xf")
     warp_file = imod.read_warp(warp_path, n) if warp_path.is_file() else None
     size, pixel = _size_of(series), None
@@ -260,6 +261,8 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     if size is None:
         raise InputError(f"{path}: the size of its images is not known; put the stack {base.name}.mrc beside it")
     excluded: dict[int, str] = {}
+    if command is None and etomo.is_file():
+        excluded = {view: "left out in Etomo" for view in imod.etomo_excluded_views(etomo) if 0 <= view < n}
     if command is not None:
         tilt = tilt + sum(command.numbers("OFFSET")[:1])
         x_tilt = x_tilt + sum(command.numbers("XAXISTILT")[:1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,36 +43,37 @@ class TiffStack:
     def __init__(self, path: str | Path) -> None:
         self.path = check_input(path)
         with self._opened() as tiff:
-            shapes = {tuple(page.shape) for page in tiff.pages}
-            n = len(tiff.pages)
-            bytes_wanted = sum(int(np.prod(page.shape)) * page.dtype.itemsize for page in tiff.pages if page.dtype)
-            known = all(page.dtype is not None and page.dtype.kind in "iuf" for page in tiff.pages)
-        if len(shapes) != 1 or not known or len(next(iter(shapes))) != 2:
+            pages = [(tuple(page.shape), page.dtype) for page in tiff.pages]
+        shapes = {shape for shape, _ in pages}
+        grey = all(dtype is not None and dtype.kind in "iuf" for _, dtype in pages)
+        if len(shapes) != 1 or not grey or len(pages[0][0]) != 2 or min(pages[0][0]) < 1:
             raise InputError(f"{self.path}: its pages are not grey images of one size; save them as such")
-        if bytes_wanted > MAX_COMPRESSION * self.path.stat().st_size:
+        ny, nx = (int(size) for size in pages[0][0])
+        if sum(ny * nx * dtype.itemsize for _, dtype in pages) > MAX_COMPRESSION * self.path.stat().st_size:
             raise InputError(f"{self.path}: is too short for the images it announces; copy it again")
-        ny, nx = next(iter(shapes))
-        self.shape = (n, ny, nx)
+        self.shape = (len(pages), ny, nx)
 
     def image(self, index: int) -> F32:
         """Page ``index`` as float32 ``(ny, nx)``, first row at the bottom."""
         with self._opened() as tiff:
-            try:
-                page = tiff.pages[index].asarray()
-            except (ValueError, OSError, ImportError, KeyError, RuntimeError, TypeError) as error:
-                raise InputError(
-                    f"{self.path}: page {index} cannot be read ({str(error).splitlines()[0][:100]}); save it without "
-                    "compression"
-                ) from None
+            page = tiff.pages[index].asarray()
+            if page.shape != self.shape[1:]:
+                raise ValueError("its page has another size than it announces")
         return np.ascontiguousarray(page[::-1], dtype=np.float32)
 
-    def _opened(self) -> Any:
-        from tifffile import TiffFile, TiffFileError
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The file in tifffile, whose parser lets through whatever exception a damaged file leads to."""
+        from tifffile import TiffFile
 
         try:
-            return TiffFile(self.path)
-        except (TiffFileError, ValueError, OSError, KeyError, IndexError, TypeError):
-            raise InputError(f"{self.path}: is not a TIFF that can be read; save it again") from None
+            with TiffFile(self.path) as tiff:
+                yield tiff
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+            raise InputError(
+                f"{self.path}: cannot be read as TIFF ({reason}); save it again, without compression"
+            ) from None
 
 
 class ImageList:

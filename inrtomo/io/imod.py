@@ -426,6 +426,13 @@ def excluded_views(command: CommandFile, path: str | Path) -> list[int]:
     return [view - 1 for view in parse_list(text, f"{path}: EXCLUDELIST")]
 
 
+def etomo_excluded_views(path: str | Path) -> list[int]:
+    """Views that Etomo's project file (``.edf``) leaves out of the first axis, counted from 0."""
+    key = "Setup.AxisA.ExcludeProjections="
+    values = [line.removeprefix(key) for line in read_text(path).splitlines() if line.startswith(key)]
+    return [view - 1 for view in parse_list(",".join(values), f"{path}: {key[:-1]}")]
+
+
 def parse_list(text: str, where: str) -> list[int]:
     """``1,4-6`` -> [1, 4, 5, 6]; InputError naming ``where`` for anything else."""
     out: set[int] = set()

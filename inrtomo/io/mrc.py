@@ -193,7 +193,7 @@ def _extended_header(
     if first < 0 or second < 0:
         return None, None
     fields = sum(size for flag, size in SERIALEM_FIELD_BYTES.items() if second & flag)
-    if first > 0 and fields == first:
+    if kind != b"AGAR" and first > 0 and fields == first:
         if not second & SERIALEM_TILT_FLAG or len(block) < first * sections:
             return None, None
         table = np.frombuffer(block, dtype=order + "i2", count=first // 2 * sections).reshape(sections, -1)
@@ -274,6 +274,7 @@ class StackWriter:
         self._dtype = np.dtype("<" + MODES[mode])
         self._written = 0
         self._minimum, self._maximum, self._mean, self._squares = np.inf, -np.inf, 0.0, 0.0
+        self._measured = 0
         self._cleanup = ExitStack()
 
     def __enter__(self) -> StackWriter:
@@ -316,14 +317,17 @@ class StackWriter:
         self._cleanup.__exit__(kind, error, trace)
 
     def _measure(self, pixels: NDArray[Any]) -> None:
-        """Fold a section into the running minimum, maximum, mean and sum of squared deviations."""
-        values = pixels.astype(np.float64)
+        """Fold the finite pixels of a section into minimum, maximum, mean and sum of squared deviations."""
+        values = pixels[np.isfinite(pixels)].astype(np.float64)
+        if not values.size:
+            return
         self._minimum = min(self._minimum, float(values.min()))
         self._maximum = max(self._maximum, float(values.max()))
-        mean, count, before = float(values.mean()), values.size, self._written * values.size
-        difference = mean - self._mean
-        self._mean += difference * count / (before + count)
-        self._squares += float(((values - mean) ** 2).sum()) + difference**2 * before * count / (before + count)
+        mean, before = float(values.mean()), self._measured
+        self._measured += values.size
+        difference, share = mean - self._mean, values.size / self._measured
+        self._mean += difference * share
+        self._squares += float(((values - mean) ** 2).sum()) + difference**2 * before * share
 
     def _header(self) -> bytes:
         header = np.zeros((), dtype=HEADER_DTYPE.newbyteorder("<"))
@@ -337,8 +341,9 @@ class StackWriter:
         for name in ("alpha", "beta", "gamma"):
             header["cellb"][name] = 90.0
         header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
-        header["dmin"], header["dmax"], header["dmean"] = self._minimum, self._maximum, self._mean
-        header["rms"] = np.sqrt(self._squares / (nz * ny * nx))
+        if self._measured:
+            header["dmin"], header["dmax"], header["dmean"] = self._minimum, self._maximum, self._mean
+        header["rms"] = np.sqrt(self._squares / max(1, self._measured))
         header["ispg"] = 1 if self.volume else 0
         header["nversion"] = 20140
         header["origin"]["x"], header["origin"]["y"], header["origin"]["z"] = self.origin
