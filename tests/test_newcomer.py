@@ -38,7 +38,7 @@ def newcomer(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
 def test_quickstart(checkout: Path) -> None:
     shown = newcomer(checkout, "bin/quickstart")
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    pictures = re.findall(r"\S+\.png", shown.stdout)
+    pictures = re.findall(r"(?m)^  (\S+\.png)$", shown.stdout)
     assert pictures and all((checkout / name).stat().st_size > 5000 for name in pictures)
     for name in ("ts_rec.mrc", "align/ts.xf", "align/ts_align.json"):
         assert (checkout / "quickstart-out" / name).is_file(), name

@@ -26,6 +26,8 @@ SLAB_PX = 5
 """Slices are means over this many planes: a single plane of a tomogram is mostly noise."""
 ARROW_GRID = 9
 """Arrows along each axis of a warp picture."""
+LONGEST_ARROW = 2.0
+"""Length of the longest one, in distances between arrows: neighbours are seldom as long, and short ones show."""
 
 
 def slices(volume: NDArray[Any], path: str | Path, title: str = "", pixel_size_A: float | None = None) -> Path:
@@ -104,7 +106,7 @@ def warp_arrows(alignment: Alignment, path: str | Path, tilts: Sequence[int] | N
         vectors = np.stack([alignment.warp.on_lattice(tilt, x, y) for tilt in shown])
     longest = float(np.linalg.norm(vectors, axis=-1).max(initial=0.0))
     spacing = min(x[1] - x[0], y[1] - y[0])
-    enlarged = spacing / longest if longest > 0 else 1.0
+    enlarged = LONGEST_ARROW * spacing / longest if longest > 0 else 1.0
     figure, panels = _panels(len(shown), half[1] / half[0])
     for axes, tilt, field in zip(panels, shown, vectors, strict=False):
         axes.quiver(x, y, *np.moveaxis(field, -1, 0), angles="xy", scale_units="xy", scale=1 / enlarged, width=0.006)
