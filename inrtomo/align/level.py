@@ -27,6 +27,7 @@ INNER = 0.85  # of the view's half-width: what nearly all tilts see
 FAR_OF_THICKNESS = 0.75  # mass farther than this from the middle plane counts as if it were there
 CELLS = 8  # local mass centres along x and along y
 WARP_REFINEMENT = 4
+DENSE_NODES = 16  # a grid of so many nodes is not refined further
 ROUGHNESS_PX = 0.01  # move in node spacings times second difference of the nodes: from here on a warp is refined first
 
 
@@ -194,7 +195,7 @@ def centred_on_views(alignment: Alignment) -> tuple[Alignment, tuple[float, floa
 def translated(alignment: Alignment, offset: tuple[float, float, float]) -> Alignment:
     """`Alignment.translated` with the warp put on denser nodes first where moving it would cost accuracy."""
     warp = alignment.warp
-    if warp is not None and len(warp.x) > 1:
+    if warp is not None and 1 < len(warp.x) < DENSE_NODES:
         curvature = np.abs(np.diff(warp.vectors, 2, axis=2)).max(initial=0)
         if curvature * np.linalg.norm(offset) / (warp.x[1] - warp.x[0]) > ROUGHNESS_PX:
             alignment = replace(alignment, warp=refined(warp))

@@ -45,7 +45,7 @@ F32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 SURVEY_STEPS = 40
-SURVEY_SIZE = 64  # px of the binned images of the survey
+SURVEY_SIZE = 40  # px of the binned images of the survey
 SURVEY_SLAB = 2.0  # slab of the survey, in thicknesses found by the tracks
 LEAST_SLAB_OF_SIZE = 0.15  # no specimen is assumed thinner than this, of the smaller image side
 SLAB_MARGIN = 1.15  # slab of the joint fit, in thicknesses of the specimen
