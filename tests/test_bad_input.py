@@ -132,6 +132,7 @@ def test_no_such_stack(inr: Inr, tmp_path: Path) -> None:
     assert_refused(inr("align", tmp_path / "none.mrc", "-o", tmp_path / "out"), "none.mrc")
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:mrcfile", "ignore:invalid value encountered")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_pixels_that_are_no_numbers(inr: Inr, stack: WriteStack, value: float) -> None:
     images = np.random.default_rng(0).normal(size=(N_TILTS, NY, NX))
