@@ -21,10 +21,14 @@ F32 = NDArray[np.float32]
 
 CLIP_PERCENTILE = 99.0  # of the density: gold beads count no more than dense protein
 FLOOR_OF_CLIP = 0.15  # density below this fraction of the clip is haze of the missing wedge, not specimen
-CENTRAL_MASS = 0.95
+HAZE_OF_PROFILE = 0.35  # of the profile's plateau: what lies lower is not specimen (real series have a broad foot)
+CENTRAL_MASS = 0.98
+TAPER = 1.15
 STEEPEST = np.tan(np.deg2rad(20.0))
-INNER = 0.85  # of the view's half-width: what nearly all tilts see
-FAR_OF_THICKNESS = 0.75  # mass farther than this from the middle plane counts as if it were there
+INNER = 1.0  # of the view's half-width: what nearly all tilts see
+ENDS = 0.08  # of a column, at its top and bottom
+ROUNDS = 4
+FAR_OF_THICKNESS = 0.7  # mass farther than this from the middle plane is left out
 CELLS = 8  # local mass centres along x and along y
 WARP_REFINEMENT = 4
 DENSE_NODES = 16  # a grid of so many nodes is not refined further
@@ -40,7 +44,8 @@ class Level:
     Attributes:
         height_px: z of the middle plane at the centre.
         slope_x, slope_y: slopes of the middle plane.
-        thickness_px: along the normal of the plane: extent of the central 90 % of the mass divided by 0.9.
+        thickness_px: along the normal of the plane: extent of the central 98 % of the mass profile above 35 % of
+            its plateau, and 15 % for the surfaces, where the profile tapers off (simulated slabs of 90 px: 80 to 85).
     """
 
     height_px: float
@@ -66,10 +71,9 @@ class Level:
 def find_level(density: F32, lattice: Lattice, half_view: tuple[float, float]) -> Level:
     """The specimen's middle plane and thickness.
 
-    A plane through local mass centres comes first (robust to a few outliers). It is then moved to the least sum of
-    mass times the *fourth* power of the distance, limited beyond the slab: material near the two surfaces says more
-    about where an evenly filled slab lies than its mean does (slopes to 0.4 degrees instead of 0.5 on simulated
-    specimens whose slab is level).
+    A plane goes through local mass centres, outliers weighed down; what lies far from it, haze above or below the
+    specimen, is then left out and the plane fitted again. On simulated specimens whose slab is level the slopes come
+    out within 0.5 degrees: molecules do not fill a slab more evenly than that.
 
     Args:
         density: ``[z, x, y]``, non-negative.
@@ -84,27 +88,31 @@ def find_level(density: F32, lattice: Lattice, half_view: tuple[float, float]) -
     mass = specimen_mass(density[:, keep_x][:, :, keep_y])
     if mass.sum() <= 0:
         return Level(0.0, 0.0, 0.0, float(lattice.spacing * lattice.shape[0]))
-    columns, cx, cy = _cells(mass, x, y, max(1, len(x) // 24), max(1, len(y) // 24))
-
-    def heights(plane: Array) -> Array:
-        return z[:, None, None] - plane[0] - plane[1] * cx[:, None] - plane[2] * cy[None, :]
-
-    plane = _plane(mass, z, x, y)
-    low, high = _central_extent(*_profile(columns, heights(plane), lattice.spacing))
-    far = FAR_OF_THICKNESS * (high - low) / CENTRAL_MASS
+    columns, cx, cy = _cells(mass, x, y, -(-len(x) // CELLS), -(-len(y) // CELLS))
+    fine, fine_x, fine_y = _cells(mass, x, y, max(1, len(x) // 24), max(1, len(y) // 24))
+    plane, far = np.zeros(3), np.inf
+    for _ in range(ROUNDS):
+        height = z[:, None, None] - _on(plane, cx, cy)
+        plane = _plane(np.where(np.abs(height) <= far, columns, 0.0), z, cx, cy)
+        low, high = _extent(*_profile(fine, z[:, None, None] - _on(plane, fine_x, fine_y), lattice.spacing))
+        plane[0] += (low + high) / 2
+        far = FAR_OF_THICKNESS * (high - low)
+    near = np.where(np.abs(z[:, None, None] - _on(plane, fine_x, fine_y)) <= far, fine, 0.0)
 
     def spread(p: Array) -> float:
-        return float((columns * np.minimum(np.abs(heights(p)) / far, 1.0) ** 4).sum())
+        return float((near * (z[:, None, None] - _on(p, fine_x, fine_y)) ** 4).sum())
 
-    turn = lattice.spacing / (0.5 * max(np.ptp(x), np.ptp(y)) + lattice.spacing)
-    simplex = plane + np.concatenate([np.zeros((1, 3)), np.diag([lattice.spacing, turn, turn])])
-    options = {"initial_simplex": simplex, "xatol": 0.01 * turn, "fatol": 1e-9 * far}
-    found = optimize.minimize(spread, plane, method="Nelder-Mead", options=options)
-    if np.abs(found.x[1:]).max() < STEEPEST:
-        plane = found.x
-    low, high = _central_extent(*_profile(columns, heights(plane), lattice.spacing))
-    thickness = (high - low) / CENTRAL_MASS / np.sqrt(1 + plane[1] ** 2 + plane[2] ** 2)
+    plane = optimize.minimize(
+        spread, plane, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-6 * spread(plane)}
+    ).x
+    low, high = _extent(*_profile(fine, z[:, None, None] - _on(plane, fine_x, fine_y), lattice.spacing))
+    thickness = TAPER * (high - low) / np.sqrt(1 + plane[1] ** 2 + plane[2] ** 2)
     return Level(float(plane[0]), float(plane[1]), float(plane[2]), float(thickness))
+
+
+def _on(plane: Array, x: Array, y: Array) -> Array:
+    """Height ``(len(x), len(y))`` of a plane (height, slope_x, slope_y)."""
+    return np.asarray(plane[0] + plane[1] * x[:, None] + plane[2] * y[None, :])
 
 
 def specimen_mass(density: F32) -> F32:
@@ -113,9 +121,8 @@ def specimen_mass(density: F32) -> F32:
     return np.maximum(np.minimum(density, np.float32(top)) - np.float32(FLOOR_OF_CLIP * top), 0)
 
 
-def _plane(mass: F32, z: Array, x: Array, y: Array) -> Array:
-    """(height, slope_x, slope_y) of the plane through local mass centres, weighted by mass, Huber's weights."""
-    columns, cx, cy = _cells(mass, x, y, -(-len(x) // CELLS), -(-len(y) // CELLS))
+def _plane(columns: Array, z: Array, cx: Array, cy: Array) -> Array:
+    """(height, slope_x, slope_y) of the plane through the mass centres of columns, Huber's weights on top of mass."""
     total = columns.sum(axis=0)
     centre = np.einsum("kij,k->ij", columns, z) / np.maximum(total, 1e-30)
     gx, gy = np.meshgrid(cx, cy, indexing="ij")
@@ -135,9 +142,13 @@ def _plane(mass: F32, z: Array, x: Array, y: Array) -> Array:
 
 
 def _cells(mass: F32, x: Array, y: Array, step_x: int, step_y: int) -> tuple[Array, Array, Array]:
-    """Mass summed over cells ``(nz, cells_x, cells_y)``, with the cells' centres."""
+    """Mass summed over cells ``(nz, cells_x, cells_y)``, less what fills their whole height; the cells' centres."""
     at_x, at_y = np.arange(0, len(x), step_x), np.arange(0, len(y), step_y)
     summed = np.add.reduceat(np.add.reduceat(mass.astype(np.float64), at_x, axis=1), at_y, axis=2)
+    # haze, as under a hole, fills a column from end to end; a specimen leaves at least one end free
+    ends = max(1, round(ENDS * len(summed)))
+    haze = np.minimum(summed[:ends].mean(axis=0), summed[-ends:].mean(axis=0))
+    summed = np.maximum(summed - haze, 0)
     centre_x = np.array([x[i : i + step_x].mean() for i in at_x])
     centre_y = np.array([y[i : i + step_y].mean() for i in at_y])
     return summed, centre_x, centre_y
@@ -156,10 +167,13 @@ def _profile(columns: Array, height: Array, spacing: float) -> tuple[Array, Arra
     return first + spacing * np.arange(size, dtype=np.float64), ndimage.gaussian_filter1d(profile, 0.7)
 
 
-def _central_extent(height: Array, profile: Array) -> tuple[float, float]:
-    """Heights between which `CENTRAL_MASS` of a profile lies."""
-    running = np.concatenate([[0.0], np.cumsum(profile)]) / profile.sum()
-    edges = np.concatenate([height - (height[1] - height[0]) / 2, [height[-1] + (height[1] - height[0]) / 2]])
+def _extent(height: Array, profile: Array) -> tuple[float, float]:
+    """Heights between which the specimen lies: `CENTRAL_MASS` of what is left of the profile without its foot."""
+    plateau = float(np.percentile(profile[profile > 0.1 * profile.max()], 75))
+    above = np.maximum(profile - HAZE_OF_PROFILE * plateau, 0)
+    step = height[1] - height[0]
+    running = np.concatenate([[0.0], np.cumsum(above)]) / above.sum()
+    edges = np.concatenate([height - step / 2, [height[-1] + step / 2]])
     tail = (1 - CENTRAL_MASS) / 2
     low, high = np.interp([tail, 1 - tail], running, edges)
     return float(low), float(high)
