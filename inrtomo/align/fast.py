@@ -84,8 +84,12 @@ def fast_alignment_of(
     track_settings: TrackSettings = TRACK_DEFAULTS,
     excluded: dict[int, str] | None = None,
     progress: Progress | None = None,
+    hide: Callable[[Prepared], Prepared] | None = None,
 ) -> tuple[Alignment, FastReport]:
-    """`fast_alignment` for images ``(n, ny, nx)`` in memory."""
+    """`fast_alignment` for images ``(n, ny, nx)`` in memory.
+
+    ``hide`` takes out of the prepared images what the tracks must not see: pixels held out for a later judgement.
+    """
     tilt_deg = np.asarray(tilt_deg, dtype=np.float64)
     clock = [time.perf_counter()]
     prepared = prepare(images, tilt_deg, pixel_size_A, prepare_settings, excluded, progress)
@@ -97,7 +101,7 @@ def fast_alignment_of(
     else:
         coarse = start
     clock.append(time.perf_counter())
-    tracks = track_and_bundle(prepared, coarse, track_settings, progress)
+    tracks = track_and_bundle(hide(prepared) if hide else prepared, coarse, track_settings, progress)
     clock.append(time.perf_counter())
     seconds = dict(zip(("prepare", "coarse", "tracks"), np.diff(clock).tolist(), strict=True))
     ambiguous = start is None and axis_deg is None

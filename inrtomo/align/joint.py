@@ -155,6 +155,12 @@ def noise_sd(images: F32) -> Array:
     return np.median(np.abs(d), axis=(1, 2)).astype(np.float64) / 0.6745
 
 
+def blocks_to_hold_out(shape: tuple[int, ...], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which `HELD_BLOCK_PX` blocks of images of a shape ``(n, ny, nx)`` no fit sees, ``(n, n_by, n_bx)``."""
+    blocks = (shape[0], *(-(-size // HELD_BLOCK_PX) for size in shape[1:]))
+    return np.random.default_rng(seed).random(blocks) < fraction
+
+
 def scaled_data(images: F32, weight: F32, factor: int, held_blocks: NDArray[np.bool_]) -> ScaledData:
     """Images of one scale with noise sd 1 and median 0, split into fitted and held-out pixels."""
     binned = fourier_crop(images, factor)
@@ -193,8 +199,7 @@ class JointFit:
         self.losses: list[tuple[int, int, float, float]] = []
         self.loss = Loss(s.loss)
         self.done_scales, self.done_steps = 0, 0
-        shape = (len(images), *(-(-size // HELD_BLOCK_PX) for size in images.shape[1:]))
-        self.held_blocks = np.random.default_rng(s.seed).random(shape) < s.held_out
+        self.held_blocks = blocks_to_hold_out(images.shape, s.held_out, s.seed)
         self.half_u, self.half_v = (h + LATTICE_MARGIN_PX for h in aligned_half_size(start))
         first = s.schedule[0].bin
         data = scaled_data(images, weight, first, self.held_blocks)

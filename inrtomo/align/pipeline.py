@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from inrtomo.align.checkpoint import Checkpoint, Interrupts, Stopped, fingerprint
 from inrtomo.align.error_bars import half_data_masks, jittered, sigma_of_shifts
 from inrtomo.align.fast import fast_alignment_of
 from inrtomo.align.guard import Verdict, choose, held_out_blocks
-from inrtomo.align.joint import JointFit, JointResult, JointSettings, Scale
+from inrtomo.align.joint import HELD_BLOCK_PX, JointFit, JointResult, JointSettings, Scale, blocks_to_hold_out
 from inrtomo.align.level import Level, centred_on_views, find_level, levelled, translated
 from inrtomo.align.motion import aligned_half_size
 from inrtomo.align.prepare import Prepared, PrepareSettings, fourier_crop, prepare
@@ -319,6 +320,8 @@ class _Run:
 
         def report(task: str, fraction: float) -> None:
             self.progress(task, fraction, "", None)
+            if self.interrupts.received is not None:
+                raise Stopped
 
         def prepared_only() -> Prepared:
             with self.timed("prepare"):
@@ -334,8 +337,9 @@ class _Run:
         else:
             slab = None if s.thickness_px is None else s.thickness_px / self.factor
             start, fast = fast_alignment_of(
-                self.images, tilt_deg, s.axis_deg, pixel, given, optics, TrackSettings(slab_px=slab), excluded, report
-            )
+                self.images, tilt_deg, s.axis_deg, pixel, given, optics, TrackSettings(slab_px=slab), excluded, report,
+                None if s.fast else self.without_held_out,
+            )  # fmt: skip
             self.prepared = fast.prepared
             start = replace(start, excluded=dict(self.prepared.excluded))
             for stage, value in fast.seconds.items():
@@ -350,6 +354,24 @@ class _Run:
             stages |= {"start": alignment_to_dict(start), "tracked": tracked, "seconds": self.seconds}
             self.saved()
         return start, tracked
+
+    def without_held_out(self, prepared: Prepared) -> Prepared:
+        """The prepared images with the pixels held out for the guard smoothly painted over.
+
+        Tracks that had seen them would have fitted their noise, and would win by that against any later result.
+        """
+        settings, used = self.joint_settings, prepared.included
+        blocks = blocks_to_hold_out((len(used), *prepared.images.shape[1:]), settings.held_out, settings.seed)
+        images = prepared.images.copy()
+        for index, held in zip(used, blocks, strict=True):
+            image = images[index]
+            hidden = held.repeat(HELD_BLOCK_PX, axis=0).repeat(HELD_BLOCK_PX, axis=1)[
+                : image.shape[0], : image.shape[1]
+            ]
+            known = ndimage.gaussian_filter((~hidden).astype(np.float32), HELD_BLOCK_PX / 2)
+            smooth = ndimage.gaussian_filter(np.where(hidden, 0, image), HELD_BLOCK_PX / 2) / np.maximum(known, 1e-3)
+            image[hidden] = smooth[hidden]
+        return replace(prepared, images=images)
 
     def tracked(
         self, slab_px: float, residual_px: Array, rms_px: float | None, ambiguous: bool, notes: list[str]

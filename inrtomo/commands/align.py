@@ -144,10 +144,13 @@ def main(
         seed=seed,
     )
     echo_defaults([*_rows(series, settings, axis_source, defocus, start, thickness), *(("note", n, "") for n in notes)])
-    with _progress() as progress:
-        result = align_series(
-            series, settings, progress, outputs.checkpoint, resume, note=lambda text: progress.say(text)
-        )
+    try:
+        with _progress() as progress:
+            result = align_series(series, settings, progress, outputs.checkpoint, resume, progress.say)
+    except KeyboardInterrupt:
+        if outputs.checkpoint.exists():
+            click.echo(f"{outputs.checkpoint} holds the run so far; --resume goes on with it", err=True)
+        raise
     with outputs.staged() as staging:
         _write(staging, series, settings, result, recon, stack)
     for path in outputs.written:
