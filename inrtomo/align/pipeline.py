@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inrtomo.align.checkpoint import Checkpoint, Interrupts, Stopped, fingerprint
-from inrtomo.align.error_bars import half_data_masks, jittered, sigma_of_shifts
+from inrtomo.align.error_bars import half_data_masks, half_settings, jittered, sigma_of_shifts
 from inrtomo.align.fast import fast_alignment_of
 from inrtomo.align.guard import Verdict, choose, held_out_blocks
 from inrtomo.align.joint import HELD_BLOCK_PX, JointFit, JointResult, JointSettings, Scale, blocks_to_hold_out
@@ -482,7 +482,7 @@ class _Run:
                 key = f"half{number}"
                 if key not in self.checkpoint.stages:
                     start = jittered(subset(final, self.used), self.settings.seed + 1 + number)
-                    fit = JointFit(images, weight, start, slab_px, replace(self.joint_settings, held_out=0.0))
+                    fit = JointFit(images, weight, start, slab_px, half_settings(self.joint_settings))
                     found = fit.run(self.watch("error bars", first=number / 2, share=0.5))
                     self.checkpoint.stages[key] = alignment_to_dict(found.alignment)
                     self.saved()

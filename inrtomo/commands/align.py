@@ -35,7 +35,7 @@ from inrtomo.tiltseries import TiltSeries, open_tilt_series
 _D = AlignSettings()
 PICTURES = ("alignment", "residual", "warp", "loss", "slices")
 TOMOGRAM_OF_THICKNESS = 1.3  # height of the tomogram, in thicknesses of the specimen
-IMPLAUSIBLE_TURN_DEG = 45.0
+OTHER_WAY_DEG = 135.0  # between two tilt axes: one of them points the wrong way
 
 
 @command("inr-align", context_settings={"show_default": True})
@@ -165,6 +165,8 @@ def main(
 def _axis(option: float | str | None, series: TiltSeries, start: Path | None) -> tuple[float | None, str]:
     """Tilt-axis angle (None: to be found) and where it comes from."""
     if isinstance(option, float):
+        if series.axis_deg is not None and abs((option - series.axis_deg + 180) % 360 - 180) > OTHER_WAY_DEG:
+            return option, f"--tilt-axis; the .mdoc says {series.axis_deg:.1f}°: 180° apart, the hand is the other one"
         return option, "--tilt-axis"
     if option == "auto":
         return None, "--tilt-axis"
