@@ -90,7 +90,7 @@ class JointSettings:
     seed: int = 0
 
 
-FIELD_RATES = {"hash": 0.05, "voxel": 0.1, "mlp": 1e-3}
+FIELD_RATES = {"hash": 0.03, "voxel": 0.1, "mlp": 1e-3}
 HELD_BLOCK_PX = 16
 LATTICE_MARGIN_PX = 16.0
 RATE_AT_END = 0.1  # both rates fall linearly to this fraction within a scale, which averages the noise of late steps

@@ -427,7 +427,7 @@ class _Run:
 
     def new_fit(self, alignment: Alignment, slab_px: float, settings: JointSettings) -> JointFit:
         """A joint fit of the included tilts."""
-        weight = self.prepared.weight[self.used]
+        weight = self.prepared.density_weight[self.used]
         return JointFit(self.prepared.images[self.used], weight, subset(alignment, self.used), slab_px, settings)
 
     @property
@@ -463,7 +463,7 @@ class _Run:
                     continue
                 watch = self.watch("guard", first=number / len(candidates), share=1 / len(candidates))
                 blocks = held_out_blocks(
-                    self.prepared.images[self.used], self.prepared.weight[self.used], subset(candidate, self.used),
+                    self.prepared.images[self.used], self.prepared.density_weight[self.used], subset(candidate, self.used),
                     slab_px, self.joint_settings, gain, watch,
                 )  # fmt: skip
                 self.checkpoint.arrays[f"guard.{name}"] = blocks
@@ -494,7 +494,7 @@ class _Run:
     def halves(self) -> Iterator[tuple[F32, F32]]:
         """Images and weights of two halves of the data: odd and even frames, or two sets of pixel blocks."""
         series, prepared = self.series, self.prepared
-        weight = prepared.weight[self.used]
+        weight = prepared.density_weight[self.used]
         if series.odd is not None and series.even is not None:
             pixel = None if series.pixel_size_A is None else series.pixel_size_A * self.factor
             optics = PrepareSettings(

@@ -22,7 +22,8 @@ F32 = NDArray[np.float32]
 Progress = Callable[[str, float], None]
 
 MAD_TO_SD = 1.4826
-HOT_PIXEL_SD = 6.0
+HOT_PIXEL_SD = 4.0
+USUAL_DEFOCUS_A = 20000.0
 DARK_FRACTION = 0.35  # of the counts its neighbours lead to expect
 EMPTY_FRACTION = 0.4  # of the texture its neighbours lead to expect
 
@@ -91,6 +92,18 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def density_weight(self) -> F32:
+        """`weight` for fitting a density, which explains beads as matter and gains from them.
+
+        Only where phase contrast had to be undone do beads stay masked: their fringes are no positive density.
+        """
+        if self.restored_defocus_A is not None:
+            return self.weight
+        weight = np.where(self.gold, np.float32(1), self.weight)
+        weight[list(self.excluded)] = 0.0
+        return weight
+
+    @property
     def included(self) -> NDArray[np.int64]:
         """Stack indices of the usable tilts."""
         return np.array([i for i in range(len(self.images)) if i not in self.excluded], dtype=np.int64)
@@ -149,7 +162,7 @@ def prepare(
     if settings.mask_gold:
         for i in good:
             gold[i] = gold_mask(flat[i])
-    defocus = _defocus_to_undo(flat[good], settings, pixel_size_A, notes)
+    defocus = _defocus_to_undo(flat[good], settings, pixel_size_A, polarity < 0, notes)
     if defocus is not None:
         assert pixel_size_A is not None
         for position, i in enumerate(good):
@@ -185,15 +198,12 @@ def _clean(image: F32) -> tuple[F32, NDArray[np.bool_], int]:
     padded = np.pad(image, 1, mode="reflect")
     near = np.stack([padded[rows + j, columns + i] for j in range(3) for i in range(3) if (i, j) != (1, 1)], axis=-1)
     usual = np.median(near, axis=-1)
-    outside = (np.abs(image[rows, columns] - usual) > HOT_PIXEL_SD * sd) | ~finite[rows, columns]
-    rows, columns, usual = rows[outside], columns[outside], usual[outside]
-    # a bead's rim also differs from its surroundings: a hot pixel stands nearly alone
-    hot = np.zeros(image.shape, dtype=np.float32)
-    hot[rows, columns] = 1
-    crowd = ndimage.uniform_filter(hot, 3, mode="constant")[rows, columns] * 9
-    alone = (crowd < 2.5) | ~finite[rows, columns]
-    rows, columns = rows[alone], columns[alone]
-    image[rows, columns] = usual[alone]
+    # the peak of a bead or molecule also stands out, but there the neighbours differ as much among themselves
+    low, high = near.min(axis=-1), near.max(axis=-1)
+    excess = np.maximum(image[rows, columns] - high, low - image[rows, columns])
+    hot = (excess > HOT_PIXEL_SD * sd + (high - low)) | ~finite[rows, columns]
+    rows, columns, usual = rows[hot], columns[hot], usual[hot]
+    image[rows, columns] = usual
     dead = np.zeros(image.shape, dtype=bool)
     # only runs of constant lines that touch the border are dead
     for axis in (0, 1):
@@ -347,8 +357,13 @@ def restore(image: F32, pixel_size_A: float, defocus_A: float, settings: Prepare
 
 
 def _defocus_to_undo(
-    images: F32, settings: PrepareSettings, pixel_size_A: float | None, notes: list[str]
+    images: F32, settings: PrepareSettings, pixel_size_A: float | None, dark: bool, notes: list[str]
 ) -> Array | None:
+    """Defocus to undo, one or per tilt: given, estimated, or the usual one where protein is dark in the input.
+
+    Dark protein means a micrograph as recorded, and at the pixel sizes of tomograms that is phase contrast, whether
+    or not the power spectrum of a specimen with large features shows it.
+    """
     if settings.restore is False:
         return None
     if settings.defocus_A is not None:
@@ -359,13 +374,12 @@ def _defocus_to_undo(
     if pixel_size_A is None:
         return None
     found = find_defocus(images, pixel_size_A * settings.bin, settings)
-    if found is None and settings.restore is None:
+    if found is None and settings.restore is None and not dark:
         notes.append("no sign of a transfer function: low frequencies left as they are")
         return None
-    value = 25000.0 if found is None else found
-    notes.append(
-        f"looks like phase contrast: low frequencies restored for a defocus of {value / 1e4:.2f} um (estimated)"
-    )
+    value = USUAL_DEFOCUS_A if found is None else found
+    how = "assumed; --defocus says better" if found is None else "estimated"
+    notes.append(f"looks like phase contrast: low frequencies restored for a defocus of {value / 1e4:.2f} um ({how})")
     return np.array([value])
 
 
