@@ -158,13 +158,13 @@ def test_levels_that_are_off_neither_act_nor_learn():
     assert field.active_groups(2) == ["level0", "level1", "decoder"]
 
 
-@pytest.mark.parametrize("kind", ["hash", "voxel", "mlp"])
-def test_fits_a_blob(kind):
+@pytest.mark.parametrize(("kind", "rate"), [("hash", 0.03), ("voxel", 0.1), ("mlp", 2e-3)])
+def test_fits_a_blob(kind, rate):
     lattice = Lattice(1.0, (12, 16, 16), (-6.0, -8.0, -8.0))
     z, x, y = np.meshgrid(*lattice_axes(lattice), indexing="ij")
     target = np.exp(-((z - 1) ** 2 + (x + 2) ** 2 + (y - 3) ** 2) / 8).astype(np.float32)
     field = make_field(kind, (-8, 7, -8, 7, -6, 5), 1.0, levels=3, seed=0, initial=0.05)
-    adam = Adam(field.groups, field.rates(0.1))
+    adam = Adam(field.groups, field.rates(rate))
     for _ in range(200):
         field.zero_grad()
         residual = field.lattice(lattice) - target
@@ -213,11 +213,15 @@ def test_adam_equals_torch_and_counts_each_group():
 
 
 def test_coarse_levels_step_further_but_not_too_far():
-    rates = make_field("hash", BOX, 1.0, levels=6).rates(0.1, active_levels=5)
+    rates = make_field("voxel", BOX, 1.0, levels=6).rates(0.1, active_levels=5)
     assert rates["level4"] == rates["level5"] == pytest.approx(0.1)
     assert rates["level3"] == pytest.approx(0.2)
     assert rates["level0"] == rates["level1"] == pytest.approx(0.4)
-    assert rates["decoder"] < 0.01
+
+
+def test_levels_behind_a_decoder_share_one_rate():
+    rates = make_field("hash", BOX, 1.0, levels=6).rates(0.03)
+    assert {rates[f"level{k}"] for k in range(6)} == {0.03}
 
 
 def test_a_new_hash_field_adds_its_features_up():
