@@ -23,7 +23,7 @@ def centre_index(size: int) -> float:
 
 def centred_coordinates(size: int) -> Array:
     """Coordinates (px from the centre) of the ``size`` pixels of an axis."""
-    return np.arange(size) - centre_index(size)
+    return np.arange(size, dtype=np.float64) - centre_index(size)
 
 
 def rotation_about_x(x_tilt_deg: float) -> Array:

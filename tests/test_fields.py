@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ LATTICES = [
     Lattice(2.7, (4, 6, 9), (-4.0, -9.0, -8.0)),
     Lattice(0.31, (3, 5, 150), (-1.0, 2.0, -15.0)),  # several points a cell, more than one block, past the box
 ]
-FIELDS = {
+FIELDS: dict[str, dict[str, Any]] = {
     "hash": {"kind": "hash", "levels": 4, "features": 2},
     "collisions": {"kind": "hash", "levels": 4, "features": 2, "log2_table": 8},
     "odd sizes": {"kind": "hash", "levels": 3, "features": 3, "width": 7, "hidden": 2, "growth": 1.6},

@@ -61,7 +61,8 @@ def test_size_penalty_of_ice_tide():
         direction = rng.normal(size=arguments[k].shape)
 
         def moved(a, k=k):
-            return priors.deformation_size(*arguments[:k], a, *arguments[k + 1 :], weights)[0]
+            r, s, v = [a if j == k else b for j, b in enumerate(arguments)]
+            return priors.deformation_size(r, s, v, weights)[0]
 
         assert slope_along(moved, arguments[k], direction, 1e-6) == pytest.approx((slope * direction).sum())
     still = priors.deformation_size(np.zeros(2), np.zeros((2, 2)), np.zeros((2, 3, 3, 2)), weights)

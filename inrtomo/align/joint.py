@@ -49,7 +49,10 @@ class Scale:
     fresh: bool = False
 
 
-DEFAULT_SCHEDULE = (Scale(bin=4, steps=80, motion_from=15, warp_from=None), Scale(bin=2, steps=60, motion_from=10, warp_from=20))
+DEFAULT_SCHEDULE = (
+    Scale(bin=4, steps=80, motion_from=15, warp_from=None),
+    Scale(bin=2, steps=60, motion_from=10, warp_from=20),
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class ScaledData:
 
 
 def fourier_crop(images: NDArray[np.floating[Any]], factor: int) -> F32:
-    """Bin images ``(n, ny, nx)`` by an integer in Fourier space; binned pixels are centred on the raw ones they cover."""
+    """Bin images ``(n, ny, nx)`` by an integer in Fourier space; a binned pixel is centred on those it covers."""
     if factor == 1:
         return np.ascontiguousarray(images, dtype=np.float32)
     n, ny, nx = images.shape
@@ -174,7 +177,15 @@ def scaled_data(images: F32, weight: F32, factor: int, held_blocks: NDArray[np.b
     at_y = (np.arange(rows) * factor) // HELD_BLOCK_PX
     at_x = (np.arange(cols) * factor) // HELD_BLOCK_PX
     held = held_blocks[:, at_y][:, :, at_x]
-    return ScaledData(factor, float(np.median(noise)), binned, np.where(held, 0, w).astype(np.float32), np.where(held, w, 0).astype(np.float32), x, y)
+    return ScaledData(
+        factor,
+        float(np.median(noise)),
+        binned,
+        np.where(held, 0, w).astype(np.float32),
+        np.where(held, w, 0).astype(np.float32),
+        x,
+        y,
+    )
 
 
 class JointFit:
@@ -262,7 +273,7 @@ class JointFit:
     def fraction_done(self) -> float:
         """Share of the schedule's work that is done, steps weighted by their number of voxels."""
         work = [sc.steps * self.lattice(sc.bin).n_points for sc in self.settings.schedule]
-        done = sum(work[: self.done_scales])
+        done = float(sum(work[: self.done_scales]))
         if self.done_scales < len(work):
             done += work[self.done_scales] * self.done_steps / self.settings.schedule[self.done_scales].steps
         return done / sum(work)

@@ -8,7 +8,6 @@ equations of any smooth motion model cost next to nothing (`BlockSums`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-
 from typing import Any
 
 import numba as nb
@@ -161,17 +160,28 @@ class Motion:
         if start.warp is not None:
             self.nodes = np.stack([start.warp.on_lattice(m, self.nodes_x, self.nodes_y) for m in range(n)])
         self.velocity = np.zeros((n, 3 + 2 * k * k))
-        self.network = make_deformation("network", n, self.nodes_x, self.nodes_y, seed=seed) if warp == "network" else None
+        self.network = (
+            make_deformation("network", n, self.nodes_x, self.nodes_y, seed=seed) if warp == "network" else None
+        )
         if self.network is not None:
             self.network_adam = Adam({"network": slice(0, self.network.parameters().size)}, NETWORK_RATE)
 
     @property
     def alignment(self) -> Alignment:
         """The present motion as an alignment."""
-        warp = LocalWarp(self.nodes_x, self.nodes_y, self.nodes.copy(), self.interpolation) if self.nodes.any() else None
+        warp = (
+            LocalWarp(self.nodes_x, self.nodes_y, self.nodes.copy(), self.interpolation) if self.nodes.any() else None
+        )
         s = self.start
         return Alignment(
-            s.tilt_deg, self.linear.copy(), self.shift.copy(), s.image_size, s.pixel_size_A, warp, s.x_tilt_deg, s.excluded
+            s.tilt_deg,
+            self.linear.copy(),
+            self.shift.copy(),
+            s.image_size,
+            s.pixel_size_A,
+            warp,
+            s.x_tilt_deg,
+            s.excluded,
         )
 
     def coordinates(self, tilts: slice, x: Array, y: Array, spacing: float, n_u: int, n_v: int) -> tuple[F32, F32]:
