@@ -61,12 +61,10 @@ def test_plots_against_tilt(tmp_path: Path, alignment: Alignment) -> None:
     figures.residuals(alignment, np.full(alignment.n_tilts, np.nan), tmp_path / "none.png")
 
 
-def test_arrows_montage_and_loss(tmp_path: Path, alignment: Alignment) -> None:
+def test_arrows_and_loss(tmp_path: Path, alignment: Alignment) -> None:
     read(figures.warp_arrows(alignment, tmp_path / "w.png"))
     read(figures.warp_arrows(alignment, tmp_path / "w1.png", tilts=[2]))
     figures.warp_arrows(alignment.without_warp(), tmp_path / "w0.png")
-    images = np.random.default_rng(3).normal(size=(alignment.n_tilts, 60, 80))
-    read(figures.montage(images, alignment.tilt_deg, tmp_path / "m.png"))
     steps = np.arange(50.0)
     read(
         figures.held_out_loss(

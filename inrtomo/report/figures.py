@@ -142,20 +142,6 @@ def held_out_loss(
     return _save(figure, path)
 
 
-def montage(images: NDArray[Any], tilt_deg: Array, path: str | Path, title: str = "") -> Path:
-    """Up to nine images ``(n, ny, nx)`` of a stack, evenly spread in tilt, each with its own grey levels."""
-    shown = _spread(np.argsort(tilt_deg, kind="stable"), 9)
-    figure, panels = _panels(len(shown), images.shape[1] / images.shape[2])
-    for axes, index in zip(panels, shown, strict=False):
-        image = np.asarray(images[index], dtype=np.float32)
-        finite = image[np.isfinite(image)]
-        low, high = np.percentile(finite, CONTRAST_PERCENTILES) if finite.size else (0.0, 1.0)
-        axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower")
-        axes.set(title=f"{tilt_deg[index]:.1f}°", xticks=[], yticks=[])
-    figure.suptitle(title or "aligned stack")
-    return _save(figure, path)
-
-
 def _against_tilt(
     axes: Axes, alignment: Alignment, values: Array, label: str, color: str, sigma: Array | None = None
 ) -> None:
