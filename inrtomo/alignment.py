@@ -74,7 +74,6 @@ def interpolation_matrix(nodes: Array, at: Array, interpolation: str) -> Array:
         return weights
     if interpolation != "bicubic":
         raise ValueError(f"unknown interpolation {interpolation!r}; use 'bilinear' or 'bicubic'")
-    inside = (f >= 0) & (f <= 1)
     g = np.clip(f, 0, 1)
     taps = (
         -0.5 * g + g**2 - 0.5 * g**3,
@@ -96,7 +95,6 @@ def interpolation_matrix(nodes: Array, at: Array, interpolation: str) -> Array:
             # Catmull-Rom on linearly continued nodes has the end slope of the last two nodes
             np.add.at(weights, (rows[outside], np.full(outside.sum(), end)), distance[outside])
             np.add.at(weights, (rows[outside], np.full(outside.sum(), inner)), -distance[outside])
-    assert inside.shape == f.shape
     return weights
 
 
@@ -202,7 +200,7 @@ class Alignment:
             ]
         )
         warp = self.warp
-        if warp is not None and np.ptp(moved, axis=0).max(initial=0.0) >= 0:
+        if warp is not None:
             warp = _resampled_after_shift(warp, moved)
         return replace(self, shift_px=self.shift_px + moved, warp=warp)
 

@@ -462,10 +462,10 @@ class _Run:
                 if f"guard.{name}" in self.checkpoint.arrays:
                     continue
                 watch = self.watch("guard", first=number / len(candidates), share=1 / len(candidates))
+                images, weight = self.prepared.images[self.used], self.prepared.density_weight[self.used]
                 blocks = held_out_blocks(
-                    self.prepared.images[self.used], self.prepared.density_weight[self.used], subset(candidate, self.used),
-                    slab_px, self.joint_settings, gain, watch,
-                )  # fmt: skip
+                    images, weight, subset(candidate, self.used), slab_px, self.joint_settings, gain, watch
+                )
                 self.checkpoint.arrays[f"guard.{name}"] = blocks
                 if self.checkpoint.is_due:
                     self.saved()

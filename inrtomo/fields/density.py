@@ -62,7 +62,7 @@ class DensityField:
         raise NotImplementedError
 
     def rates(self, rate: float, active_levels: float | None = None) -> dict[str, float]:
-        """Step sizes for `Adam` that suit the groups, given that of the finest active level (hash 0.03, voxel 0.1, mlp 0.001)."""
+        """Step sizes for `Adam`, given that of the finest active level (hash 0.03, voxel 0.1, mlp 0.001 are good)."""
         raise NotImplementedError
 
     def lattice(
