@@ -371,7 +371,12 @@ def _draw(staging: Path, series: TiltSeries, result: AlignResult, volume: NDArra
         figures.slices(volume, staging / f"{base}_slices.png", f"{base}: tomogram", series.pixel_size_A)
     elif result.density is not None and result.lattice is not None:
         voxel = result.lattice.spacing * result.working_bin * (series.pixel_size_A or 1.0)
-        density = result.density.transpose(0, 2, 1)
+        half = [size / 2 / result.working_bin for size in alignment.image_size]
+        seen_x, seen_y = (
+            np.abs(result.lattice.origin[axis] + result.lattice.spacing * np.arange(result.lattice.shape[axis])) <= h
+            for axis, h in zip((1, 2), half, strict=True)
+        )
+        density = result.density[:, seen_x][:, :, seen_y].transpose(0, 2, 1)
         figures.slices(density, staging / f"{base}_slices.png", f"{base}: density of the fit", voxel)
 
 
