@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inrtomo.align.error_bars import half_data_masks, sigma_of_shifts
+from inrtomo.align.error_bars import CALIBRATION, SHARED_PX, half_data_masks, sigma_of_shifts
 from inrtomo.align.pipeline import (
     AlignResult,
     AlignSettings,
@@ -164,16 +164,13 @@ def test_half_data_masks_share_no_pixel() -> None:
     assert 0.4 < first.mean() < 0.6
 
 
-def test_sigma_scales_with_the_difference_of_halves_and_ignores_the_gauge() -> None:
-    n = 41
-    rng = np.random.default_rng(1)
-    tilt = np.linspace(-60, 60, n)
+def test_sigma_follows_the_difference_of_halves_and_ignores_the_gauge() -> None:
+    """Shifts of halves with an sd of 0.2 px: that of the full fit is 0.2 / sqrt(2), times the calibration."""
+    tilt = np.linspace(-60, 60, 401)
     base = Alignment.identity(tilt, (100, 100))
-    noise = rng.normal(size=(2, n, 2)) * 0.2
-    first, second = (replace(base, shift_px=s) for s in noise)
+    first, second = (replace(base, shift_px=s) for s in np.random.default_rng(1).normal(size=(2, 401, 2)) * 0.2)
     sigma = sigma_of_shifts(first, second)
+    assert np.median(sigma) == pytest.approx(CALIBRATION * 0.2 / np.sqrt(2), rel=0.1)
     moved = second.translated((3.0, -2.0, 5.0))
     np.testing.assert_allclose(sigma_of_shifts(first, moved), sigma, rtol=1e-6)
-    np.testing.assert_allclose(
-        sigma_of_shifts(replace(base, shift_px=2 * noise[0]), replace(base, shift_px=2 * noise[1])), 2 * sigma
-    )
+    np.testing.assert_allclose(sigma_of_shifts(first, first), SHARED_PX)
