@@ -35,6 +35,12 @@ def rotation_about_x(x_tilt_deg: float) -> Array:
     return np.array([[1.0, 0.0, 0.0], [0.0, c, s], [0.0, -s, c]])
 
 
+def rotation_about_y(angle_deg: float) -> Array:
+    """3 x 3 matrix of a tilt: what is seen at tilt t of a specimen turned by it is what tilt ``t + angle`` saw."""
+    c, s = np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))
+    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+
+
 def specimen_to_aligned(points: Array, tilt_deg: float, x_tilt_deg: float = 0.0) -> Array:
     """Project specimen points ``(..., 3)`` (x, y, z) to aligned pixels ``(..., 2)``."""
     points = np.asarray(points, dtype=np.float64)

@@ -18,10 +18,13 @@ from inrtomo.align.pipeline import (
     with_harmless_lines,
     working_bin,
 )
+from inrtomo.align.placed_field import PlacedField
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.mrc import read_volume
 from inrtomo.metrics.alignment import compare_alignments
+from inrtomo.metrics.volume import cc, translation_between
 from inrtomo.simulate import SimulationSettings, simulate, write_simulation
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
 
@@ -174,3 +177,17 @@ def test_sigma_follows_the_difference_of_halves_and_ignores_the_gauge() -> None:
     moved = second.translated((3.0, -2.0, 5.0))
     np.testing.assert_allclose(sigma_of_shifts(first, moved), sigma, rtol=1e-6)
     np.testing.assert_allclose(sigma_of_shifts(first, first), SHARED_PX)
+
+
+@pytest.mark.parametrize("level", [True, False])
+def test_the_field_lies_where_the_alignment_says(folder: Path, truth: Alignment, tmp_path: Path, level: bool) -> None:
+    """Through its file, the density is on top of the true specimen once the alignments' rigid motion is applied."""
+    result = align_series(opened(folder), AlignSettings(axis_deg=84.0, level=level, warp="none"))
+    assert result.field is not None
+    PlacedField(result.field, *result.field_to_result, result.working_bin).save(tmp_path / "field.npz")
+    motion = compare_alignments(result.alignment, truth, THICKNESS).motion
+    specimen, _ = read_volume(folder / "ts_truth.mrc")
+    field = PlacedField.load(tmp_path / "field.npz")
+    placed = field.volume(specimen.shape, motion.rotation, motion.translation_px)
+    assert cc(placed, specimen) > 0.75
+    assert np.abs(translation_between(placed, specimen)).max() < 0.6

@@ -31,7 +31,7 @@ from inrtomo.align.tracks import TrackSettings
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.fields import DensityField
-from inrtomo.geometry import axis_angle, axis_rotation
+from inrtomo.geometry import axis_angle, axis_rotation, rotation_about_x, rotation_about_y
 from inrtomo.io.alignment_files import scaled
 from inrtomo.io.alignment_json import alignment_from_dict, alignment_to_dict
 from inrtomo.io.mrc import open_stack
@@ -107,7 +107,8 @@ class AlignResult:
             and how its origin was moved.
         sigma_shift_px: standard error of the shifts ``(n_tilts, 2)``, raw px; None unless asked for.
         axis_ambiguous: the axis was found from the images alone, so the hand may be wrong.
-        density, lattice, field: of the joint fit, frame of the result's tilt axis before x-tilt (working px).
+        density, lattice, field: of the joint fit, in its own frame (working px).
+        field_to_result: rotation and translation (working px) of a point of that frame to the result's specimen.
         working_bin: raw px per working px.
         notes: what was decided on the way.
         seconds: wall time per stage.
@@ -127,6 +128,7 @@ class AlignResult:
     density: F32 | None
     lattice: Lattice | None
     field: DensityField | None
+    field_to_result: tuple[Array, Array]
     working_bin: int
     notes: list[str]
     seconds: dict[str, float]
@@ -274,14 +276,19 @@ class _Run:
             "x_tilt_deg": rest.x_tilt_deg,
             "origin_moved_px": [0.0, 0.0, 0.0],
         }
+        up = np.array([0.0, 0.0, 1.0])
         if s.level:
             final = levelled(final, rest)
             levelling["origin_moved_px"] = [v * self.factor for v in (*offset, -height)]
+            turn = (rotation_about_y(rest.tilt_offset_deg) @ rotation_about_x(rest.x_tilt_deg)).T
+            field_to_result = turn, -rest.height_px * turn @ up
         else:
             # back to the frame of the start: the same turn and move undone, its x-tilt put back
             final = replace(final, tilt_deg=final.tilt_deg - level.tilt_offset_deg)
             final = translated(final, (0.0, 0.0, level.height_px))
             final = replace(final, x_tilt_deg=np.full(final.n_tilts, tracked["x_tilt_deg"]))
+            turn = rotation_about_x(tracked["x_tilt_deg"]).T
+            field_to_result = turn @ rotation_about_y(level.tilt_offset_deg), level.height_px * turn @ up
         start = replace(start, x_tilt_deg=np.full(start.n_tilts, tracked["x_tilt_deg"]))
         thickness = rest.thickness_px if s.thickness_px is None else s.thickness_px / self.factor
         final = folded_over_specimen(final, thickness)
@@ -303,6 +310,7 @@ class _Run:
             density=None if self.fitted is None else self.fitted.density,
             lattice=None if self.fitted is None else self.fitted.lattice,
             field=None if self.fitted is None else self.fitted.field,
+            field_to_result=field_to_result,
             working_bin=self.factor,
             notes=self.notes,
             seconds=dict(self.seconds),

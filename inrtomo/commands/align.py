@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from inrtomo import __version__
 from inrtomo.align.pipeline import AlignResult, AlignSettings, align_series
+from inrtomo.align.placed_field import PlacedField
 from inrtomo.alignment import Alignment
 from inrtomo.commands._common import TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
 from inrtomo.errors import InputError
@@ -320,7 +321,7 @@ def _write(
     raw = os.path.relpath(stack.resolve(), staging.parent.resolve())
     write_alignment(staging, base, alignment, thickness_px=height, stack=raw)
     if result.field is not None:
-        result.field.save(staging / f"{base}_field.npz")
+        PlacedField(result.field, *result.field_to_result, result.working_bin).save(staging / f"{base}_field.npz")
     volume = None
     if recon:
         volume = _reconstruct(staging / f"{base}_rec.mrc", series, alignment, height)

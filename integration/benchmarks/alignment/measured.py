@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,11 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Measured:
-    """How a command ended: wall time, highest resident memory of its processes, and the end of what it said."""
+    """How a command ended: wall and processor time, highest resident memory of its processes, its last words."""
 
     status: int
     wall_s: float
+    cpu_s: float
     peak_MB: float
     said: str
 
@@ -35,7 +37,7 @@ def run_measured(
         output.write(f"$ {' '.join(map(str, command))}\n".encode())
         output.flush()
         start_of_output = output.tell()
-        start = time.monotonic()
+        start, spent = time.monotonic(), _cpu_of_children_s()
         process = subprocess.Popen(
             [str(word) for word in command],
             stdout=output,
@@ -53,11 +55,16 @@ def run_measured(
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-        wall = time.monotonic() - start
+        wall, cpu = time.monotonic() - start, _cpu_of_children_s() - spent
     with open(log, "rb") as written:
         written.seek(start_of_output)
         said = written.read().decode(errors="replace")
-    return Measured(process.returncode, wall, sum(peaks.values()), said[-2000:])
+    return Measured(process.returncode, wall, cpu, sum(peaks.values()), said[-2000:])
+
+
+def _cpu_of_children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _family(pid: int) -> list[int]:

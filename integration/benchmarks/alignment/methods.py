@@ -79,7 +79,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method made of a case. ``volume`` is its own volume (a field), where it has one."""
+    """What a method made of a case. ``volume`` is the file of its own density, where it has one."""
 
     method: str
     alignment: Alignment
@@ -139,10 +139,10 @@ def _inr_align(case: Case, method: str, folder: str, *options: str) -> Outcome:
     ran = case.run([*words, f"--tilt-axis={case.axis_deg}"], folder)
     values = json.loads((out / f"{case.name}_align.json").read_text(encoding="utf-8"))
     alignment = read_alignment(out)
-    volumes = sorted(out.glob("*_field.mrc"))
-    notes = {"excluded": sorted(alignment.excluded), "held_out_loss": values.get("held_out_loss")}
+    volume = out / f"{case.name}_field.npz"
+    notes = {"excluded": sorted(alignment.excluded), "held_out_loss": values.get("held_out_loss"), "cpu_s": ran.cpu_s}
     sigma = values.get("sigma_shift_px")
-    return Outcome(method, alignment, ran.wall_s, ran.peak_MB, volumes[0] if volumes else None, sigma, notes)
+    return Outcome(method, alignment, ran.wall_s, ran.peak_MB, volume if volume.exists() else None, sigma, notes)
 
 
 def imod(case: Case) -> list[Outcome]:

@@ -127,7 +127,7 @@ def _score(case: Case, outcome: Outcome, volumes: bool) -> dict[str, Any]:
         )
         record["fbp"] = score_reconstruction(images, used, error.motion, truth, pixel_A)
         if outcome.volume is not None:
-            record["field"] = score_field(outcome.volume, pixel_A, error.motion, truth)
+            record["field"] = score_field(outcome.volume, error.motion, truth, pixel_A)
     return record
 
 

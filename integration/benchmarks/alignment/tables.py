@@ -22,6 +22,7 @@ ALIGNMENT_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("field CC", "field.cc", "{:.3f}"),
     ("field FSC", "field.fsc_mean", "{:.3f}"),
     ("time (s)", "wall_s", "{:.1f}"),
+    ("processor time (s)", "cpu_s", "{:.0f}"),
     ("memory (MB)", "peak_MB", "{:.0f}"),
 )
 SCALING_COLUMNS: tuple[tuple[str, str, str], ...] = (

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inrtomo.align.placed_field import PlacedField
 from inrtomo.alignment import Alignment
-from inrtomo.io.mrc import read_volume
 from inrtomo.metrics.alignment import RigidMotion, in_frame_of
 from inrtomo.metrics.volume import (
     best_isotropic_filter_cc,
     cc,
     fsc,
-    resampled,
     translated,
     translation_between,
 )
@@ -44,12 +43,10 @@ def score_reconstruction(
     return _scores(volume, truth, pixel_size_A)
 
 
-def score_field(path: Path, raw_pixel_A: float, motion: RigidMotion, truth: F32) -> dict[str, Any]:
-    """A field's own volume ``[z, y, x]`` (any voxel size) on the truth's lattice, against it."""
-    values, voxel_A = read_volume(path)
-    scale = (voxel_A or raw_pixel_A) / raw_pixel_A
-    laid_over = resampled(values, scale, truth.shape, motion.rotation, motion.translation_px)
-    return _scores(laid_over, truth, raw_pixel_A)
+def score_field(path: Path, motion: RigidMotion, truth: F32, pixel_size_A: float) -> dict[str, Any]:
+    """The density of a fit on the truth's lattice, against it."""
+    volume = PlacedField.load(path).volume(truth.shape, motion.rotation, motion.translation_px)
+    return _scores(volume, truth, pixel_size_A)
 
 
 def _scores(volume: F32, truth: F32, pixel_size_A: float) -> dict[str, Any]:
