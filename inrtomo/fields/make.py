@@ -1,0 +1,95 @@
+"""Density fields by name, and from the files they were saved in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inrtomo.errors import InputError
+from inrtomo.fields import decoders
+from inrtomo.fields.density import Box, DensityField
+from inrtomo.fields.encodings import FourierFeatures, HashGrid
+from inrtomo.fields.grid import GridField
+from inrtomo.fields.network import FourierField, SirenField
+
+
+def make_field(
+    kind: str,
+    box: Box,
+    finest_px: float,
+    levels: int = 8,
+    features: int | None = None,
+    seed: int = 0,
+    *,
+    width: int | None = None,
+    hidden: int | None = None,
+    growth: float = 2.0,
+    log2_table: int = 22,
+    decoder: str = "mlp",
+    scale: float = 1.0,
+    initial: float = 0.1,
+    backend: str = "cpu",
+) -> DensityField:
+    """A density field by name.
+
+    Args:
+        kind: ``"hash"`` (hash grid + decoder), ``"voxel"`` (pyramid of voxel grids, summed) or ``"mlp"``
+            (Fourier features + ReLU network).
+        box: ``(x0, x1, y0, y1, z0, z1)``, raw px from the specimen's centre. A finest grid whose vertices are a
+            lattice's points has that lattice's first and last points as its box.
+        finest_px: spacing of the finest level, raw px: one voxel of the finest scale of the fit.
+        levels, features: numbers of levels and of features in each (hash 2, voxel 1, mlp 64 frequencies).
+        seed: of the initial parameters.
+        width, hidden: of the decoder (hash 16 and 1, mlp 128 and 3).
+        growth: ratio of spacings of neighbouring levels.
+        log2_table: levels with more vertices are hashed.
+        decoder: ``"mlp"`` or ``"linear"``, for the hash grid.
+        scale: factor of the softplus: typical density of the specimen.
+        initial: density everywhere at the start.
+        backend: of grid fields, ``"cpu"`` or ``"reference"``.
+    """
+    config: dict[str, Any] = {
+        "kind": kind, "box": [float(v) for v in box], "finest_px": float(finest_px), "levels": levels,
+        "features": features, "seed": seed, "width": width, "hidden": hidden, "growth": growth,
+        "log2_table": log2_table, "decoder": decoder, "scale": float(scale), "initial": float(initial),
+        "backend": backend,
+    }  # fmt: skip
+    if kind == "mlp":
+        fourier = FourierFeatures(box, finest_px, levels, features or 64, seed)
+        return FourierField(
+            config, fourier, decoders.mlp(fourier.n_features, width or 128, hidden or 3, start="random")
+        )
+    if kind == "hash":
+        grid = HashGrid(box, finest_px, levels, features or 2, growth, log2_table)
+        makers = {
+            "mlp": lambda: decoders.mlp(
+                grid.n_features, width or 16, 1 if hidden is None else hidden, share=grid.features
+            ),
+            "linear": lambda: decoders.linear(grid.n_features, grid.features),
+        }
+        if decoder not in makers:
+            raise ValueError(f"unknown decoder {decoder!r}; use one of {', '.join(makers)}")
+        return GridField(config, grid, makers[decoder]())
+    if kind == "voxel":
+        grid = HashGrid(box, finest_px, levels, features or 1, growth, log2_table=62)
+        return GridField(config, grid, decoders.total(grid.n_features))
+    if kind == "siren":
+        return SirenField(config, decoders.mlp(3, width or 128, hidden or 3))
+    raise ValueError(f"unknown field {kind!r}; use 'hash', 'voxel', 'mlp' or 'siren'")
+
+
+def load_field(path: Path) -> DensityField:
+    """A field from the file that `DensityField.save` wrote."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            state = {name: archive[name] for name in ("parameters", "config")}
+        config = json.loads(str(state["config"]))
+        config["box"] = tuple(config["box"])
+        field = make_field(**config)
+        field.load_state_dict(state)
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise InputError(f"{path}: not a density field of this program ({error}); make it again") from error
+    return field
