@@ -13,7 +13,7 @@ the sparsity and total-variation priors the density fits the noise of each tilt 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -242,6 +242,10 @@ class JointFit:
         )
         self.adam = Adam(self.field.groups, self.field.rates(self.field_rate), beta2=0.95)
 
+    def stage(self, scale: Scale) -> Stage:
+        """What does the steps of a scale."""
+        return Stage(self, scale)
+
     def run(self, on_step: Callable[[JointFit], None] | None = None) -> JointResult:
         """Fit through all scales, from wherever the state is; ``on_step`` sees it after every step."""
         rho = np.zeros((1, 1, 1), np.float32)
@@ -249,14 +253,14 @@ class JointFit:
             scale = self.settings.schedule[index]
             if scale.fresh and self.done_steps == 0:
                 self._new_density()
-            work = _Stage(self, scale)
+            work = self.stage(scale)
             while self.done_steps < scale.steps:
                 work.step(self.done_steps)
                 self.done_steps += 1
                 if on_step is not None:
                     on_step(self)
             self.done_scales, self.done_steps = index + 1, 0
-        last = _Stage(self, self.settings.schedule[-1])
+        last = self.stage(self.settings.schedule[-1])
         rho = self.field.lattice(last.lattice, last.active, level_cap=last.caps)
         return JointResult(
             self.motion.alignment, rho, last.lattice, self.field, self.losses, self.gain.astype(np.float64),
@@ -265,7 +269,7 @@ class JointFit:
 
     def held_out_map(self) -> Array:
         """Held-out loss at the last scale per block ``(n_tilts, n_by, n_bx, 2)``: summed loss and weight."""
-        last = _Stage(self, self.settings.schedule[-1])
+        last = self.stage(self.settings.schedule[-1])
         rho = self.field.lattice(last.lattice, last.active, level_cap=last.caps)
         return last.held_out_map(rho)
 
@@ -302,7 +306,7 @@ class JointFit:
         self.done_scales, self.done_steps = (int(v) for v in state["done"])
 
 
-class _Stage:
+class Stage:
     """Data, lattice and constants of one scale of a fit, and the step that uses them."""
 
     def __init__(self, fit: JointFit, scale: Scale) -> None:
@@ -338,34 +342,64 @@ class _Stage:
         fit, s, scale = self.fit, self.fit.settings, self.scale
         rate = 1 - (1 - RATE_AT_END) * step / scale.steps
         with_motion = s.fit_motion and step >= scale.motion_from
-        rho = fit.field.lattice(self.lattice, self.active, level_cap=self.caps)
-        grad, sums, fit_loss, held_loss = self._data_term(rho, with_motion)
-        fit.losses.append((scale.bin, step, fit_loss, held_loss))
-        grad += np.float32(s.variation * self.noise) * total_variation(rho, 0.1 * fit.density_unit)[1]
-        grad += np.float32(s.sparsity * self.noise)
         fit.field.zero_grad()
-        fit.field.backward_lattice(grad)
+        sums, fit_loss, held_loss = self.accumulate(with_motion)
+        fit.losses.append((scale.bin, step, fit_loss, held_loss))
         groups = fit.field.active_groups(self.active)
         fit.adam.step(fit.field.parameters(), fit.field.grad, groups, rate)
         if sums is not None:
             with_warp = s.warp != "none" and scale.warp_from is not None and step >= scale.warp_from
             fit.motion.step(sums, s.motion_rate * rate, with_warp)
 
-    def _batches(self) -> list[slice]:
+    def accumulate(self, with_motion: bool) -> tuple[BlockSums | None, float, float]:
+        """Add the gradient of data term and priors to the field's; block sums for the motion, and the two losses."""
+        fit = self.fit
+        rho = fit.field.lattice(self.lattice, self.active, level_cap=self.caps)
+        grad = np.zeros(self.lattice.shape, np.float32)
+        total = DataTotal()
+        for part in self.batches():
+            ideal = project(rho, self.lattice, fit.tilts[part], self.n_u)
+            by_ideal = self.data_term(ideal, part, total, with_motion)
+            grad += back_project(by_ideal, self.lattice, fit.tilts[part])
+        self.add_priors(grad, rho)
+        fit.field.backward_lattice(grad)
+        if with_motion:
+            fit.gain /= np.exp(np.mean(np.log(fit.gain)))
+        return total.sums, total.fit_loss, total.held_loss
+
+    def add_priors(self, grad: F32, rho: F32) -> None:
+        """Add the gradient of the density's priors to ``grad``."""
+        s = self.fit.settings
+        grad += np.float32(s.variation * self.noise) * total_variation(rho, 0.1 * self.fit.density_unit)[1]
+        grad += np.float32(s.sparsity * self.noise)
+
+    def batches(self) -> list[slice]:
         """Tilts in batches whose pixel and projection arrays stay within the memory bound."""
         n = len(self.fit.tilts)
         bytes_per_tilt = 4 * (12 * self.data.images[0].size + 3 * self.n_u * self.lattice.shape[2])
         batch = max(1, int(self.fit.settings.memory_bytes // bytes_per_tilt))
         return [slice(first, min(first + batch, n)) for first in range(0, n, batch)]
 
-    def _residuals(self, rho: F32, part: slice, update_gain: bool) -> _Residuals:
+    def coordinates(self, part: slice) -> tuple[F32, F32]:
+        """Indices (u, v) into the ideal projections at which a batch's pixels read them."""
+        data, lattice = self.data, self.lattice
+        return self.fit.motion.coordinates(part, data.x, data.y, lattice.spacing, self.n_u, lattice.shape[2])
+
+    def imaged(self, values: F32, part: slice) -> F32:
+        """What the microscope makes of projections seen at the raw pixels: here nothing else."""
+        return values
+
+    def imaged_adjoint(self, slopes: F32, part: slice) -> F32:
+        """Transpose of `imaged`."""
+        return slopes
+
+    def _residuals(self, ideal: F32, part: slice, update_gain: bool) -> _Residuals:
         """Model minus data of a batch of tilts, background taken out."""
         fit, data = self.fit, self.data
-        ideal = project(rho, self.lattice, fit.tilts[part], self.n_u)
-        u, v = fit.motion.coordinates(part, data.x, data.y, self.lattice.spacing, self.n_u, self.lattice.shape[2])
+        u, v = self.coordinates(part)
         value, slope_u, slope_v = read_at(ideal, u, v)
         seen = np.isfinite(value)
-        value = np.where(seen, value, np.float32(0))
+        value = self.imaged(np.where(seen, value, np.float32(0)), part)
         weight, held, image = data.fit[part] * seen, data.held[part] * seen, data.images[part]
         scale = np.float32(self.amplitude) * fit.gain[part]
         predicted = scale[:, None, None] * value
@@ -388,29 +422,21 @@ class _Stage:
         solved = np.linalg.solve(normal, right[..., None].astype(np.float64))[..., 0]
         return (solved.astype(np.float32) @ basis.T).reshape(n, rows, cols)
 
-    def _data_term(self, rho: F32, with_motion: bool) -> tuple[F32, BlockSums | None, float, float]:
-        """Gradient of the density, block sums for the motion, mean loss of the fitted and the held-out pixels."""
+    def data_term(self, ideal: F32, part: slice, total: DataTotal, with_motion: bool, with_gain: bool = False) -> F32:
+        """Gradient of the loss by a batch's ideal projections ``(n, n_u, n_v)``; losses and block sums go to total."""
         fit, data = self.fit, self.data
-        grad = np.zeros(self.lattice.shape, np.float32)
-        sums: list[BlockSums] = []
-        totals = np.zeros(4)
-        for part in self._batches():
-            r = self._residuals(rho, part, update_gain=with_motion)
-            mean, slope = fit.loss(r.values, r.weight)
-            held_mean, _ = fit.loss(r.values, r.held)
-            n_fit, n_held = float(r.weight.sum(dtype=np.float64)), float(r.held.sum(dtype=np.float64))
-            totals += [mean * n_fit, n_fit, held_mean * n_held, n_held]
-            weighted = slope * np.float32(n_fit)
-            scale = r.scale[:, None, None]
-            grad += back_project(spread_at(weighted * scale, r.u, r.v, r.shape), self.lattice, fit.tilts[part])
-            if with_motion:
-                per_px = scale * (r.weight > 0) / np.float32(self.lattice.spacing)
-                block = max(2, HELD_BLOCK_PX // data.bin)
-                sums.append(BlockSums.of(weighted, r.slope_u * per_px, r.slope_v * per_px, data.x, data.y, block))
+        r = self._residuals(ideal, part, update_gain=with_motion or with_gain)
+        mean, slope = fit.loss(r.values, r.weight)
+        held_mean, _ = fit.loss(r.values, r.held)
+        n_fit, n_held = float(r.weight.sum(dtype=np.float64)), float(r.held.sum(dtype=np.float64))
+        total.values += [mean * n_fit, n_fit, held_mean * n_held, n_held]
+        weighted = slope * np.float32(n_fit)
+        scale = r.scale[:, None, None]
         if with_motion:
-            fit.gain /= np.exp(np.mean(np.log(fit.gain)))
-        joined = replace(sums[0], values=np.concatenate([p.values for p in sums])) if sums else None
-        return grad, joined, float(totals[0] / max(totals[1], 1)), float(totals[2] / max(totals[3], 1))
+            per_px = scale * (r.weight > 0) / np.float32(self.lattice.spacing)
+            block = max(2, HELD_BLOCK_PX // data.bin)
+            total.blocks.append(BlockSums.of(weighted, r.slope_u * per_px, r.slope_v * per_px, data.x, data.y, block))
+        return spread_at(self.imaged_adjoint(weighted * scale, part), r.u, r.v, r.shape)
 
     def held_out_map(self, rho: F32) -> Array:
         """Summed loss and weight of the held-out pixels in every block, ``(n_tilts, n_by, n_bx, 2)``."""
@@ -418,12 +444,41 @@ class _Stage:
         out = np.zeros((*fit.held_blocks.shape, 2))
         at_y = (np.arange(len(data.y)) * data.bin) // HELD_BLOCK_PX
         at_x = (np.arange(len(data.x)) * data.bin) // HELD_BLOCK_PX
-        for part in self._batches():
-            r = self._residuals(rho, part, update_gain=False)
+        for part in self.batches():
+            ideal = project(rho, self.lattice, fit.tilts[part], self.n_u)
+            r = self._residuals(ideal, part, update_gain=False)
             for m, (residual, held) in enumerate(zip(r.values, r.held, strict=True), start=part.start):
                 pair = np.stack([held * residual**2 / 2, held], axis=-1)
                 np.add.at(out[m], (at_y[:, None], at_x[None, :]), pair)
         return out
+
+
+@dataclass
+class DataTotal:
+    """Sums over the batches of a step.
+
+    Attributes:
+        values: loss and weight of the fitted pixels, of the held-out pixels.
+        blocks: of every batch, for the motion.
+    """
+
+    values: Array = field(default_factory=lambda: np.zeros(4))
+    blocks: list[BlockSums] = field(default_factory=list)
+
+    @property
+    def fit_loss(self) -> float:
+        return float(self.values[0] / max(self.values[1], 1))
+
+    @property
+    def held_loss(self) -> float:
+        return float(self.values[2] / max(self.values[3], 1))
+
+    @property
+    def sums(self) -> BlockSums | None:
+        """All tilts' block sums, None without motion."""
+        if not self.blocks:
+            return None
+        return replace(self.blocks[0], values=np.concatenate([p.values for p in self.blocks]))
 
 
 @dataclass
