@@ -74,6 +74,44 @@ def _coordinates(x, y, linear, shift, nodes, first, step, cubic, n_steps, scale,
             v[m, row, col] = uy * scale + centre_v
 
 
+def lattice_indices(
+    linear: Array,
+    shift: Array,
+    nodes_x: Array,
+    nodes_y: Array,
+    nodes: Array,
+    interpolation: str,
+    x: Array,
+    y: Array,
+    spacing: float,
+    n_u: int,
+    n_v: int,
+    fixed_point_steps: int = FIXED_POINT_STEPS,
+) -> tuple[F32, F32]:
+    """Fractional indices (u, v) ``(n, len(y), len(x))`` at which a centred lattice is seen by raw pixels.
+
+    Args:
+        linear, shift: of every tilt, ``(n, 2, 2)`` and ``(n, 2)`` raw px.
+        nodes_x, nodes_y, nodes: a `LocalWarp`'s grid and vectors ``(n, ny, nx, 2)``, two nodes or more an axis.
+        x, y: raw px from the image's centre.
+        spacing: raw px per lattice step.
+        n_u, n_v: size of the lattice; its middle is aligned position 0.
+        fixed_point_steps: that invert the warp; each leaves the error times the warp's slope.
+    """
+    u = np.empty((len(linear), len(y), len(x)), dtype=np.float32)
+    v = np.empty_like(u)
+    padded = _continued(_continued(nodes, 1), 2)
+    first = np.array([nodes_x[0], nodes_y[0]])
+    step = np.array([nodes_x[1] - nodes_x[0], nodes_y[1] - nodes_y[0]])
+    n_steps = fixed_point_steps if nodes.any() else 0
+    cubic = interpolation == "bicubic"
+    centre_u, centre_v = (n_u - 1) / 2, (n_v - 1) / 2
+    _coordinates(
+        x, y, linear, shift, padded, first, step, cubic, n_steps, 1 / spacing, centre_u, centre_v, u, v
+    )  # fmt: skip
+    return u, v
+
+
 def _continued(nodes: Array, axis: int) -> Array:
     """Control points continued linearly by two nodes at both ends of an axis."""
     c = np.moveaxis(nodes, axis, 0)
@@ -186,19 +224,10 @@ class Motion:
 
     def coordinates(self, tilts: slice, x: Array, y: Array, spacing: float, n_u: int, n_v: int) -> tuple[F32, F32]:
         """Fractional lattice indices (u, v) ``(n, len(y), len(x))`` of the raw pixels at ``x, y`` (raw px)."""
-        linear, shift = self.linear[tilts], self.shift[tilts]
-        u = np.empty((len(linear), len(y), len(x)), dtype=np.float32)
-        v = np.empty_like(u)
-        nodes = _continued(_continued(self.nodes[tilts], 1), 2)
-        first = np.array([self.nodes_x[0], self.nodes_y[0]])
-        step = np.array([self.nodes_x[1] - self.nodes_x[0], self.nodes_y[1] - self.nodes_y[0]])
-        n_steps = FIXED_POINT_STEPS if self.nodes[tilts].any() else 0
-        cubic = self.interpolation == "bicubic"
-        centre_u, centre_v = (n_u - 1) / 2, (n_v - 1) / 2
-        _coordinates(
-            x, y, linear, shift, nodes, first, step, cubic, n_steps, 1 / spacing, centre_u, centre_v, u, v
+        return lattice_indices(
+            self.linear[tilts], self.shift[tilts], self.nodes_x, self.nodes_y, self.nodes[tilts], self.interpolation,
+            x, y, spacing, n_u, n_v,
         )  # fmt: skip
-        return u, v
 
     def step(self, sums: BlockSums, rate: float, with_warp: bool) -> None:
         """One damped Gauss-Newton step of every tilt, with momentum, gauge projected out.
