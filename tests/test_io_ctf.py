@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inrtomo.errors import InputError
-from inrtomo.io.ctf import read_defocus
+from inrtomo.io.ctf import read_ctf, read_defocus
 
 CTFFIND = "# Output from CTFFind\n# Columns: #1 - micrograph number; #2 - defocus 1 [Angstroms]\n"
 
@@ -46,6 +46,8 @@ def test_imod_versions(tmp_path: Path) -> None:
         "1 1 0 0 nan 2\n",
         "1 1 0 0 -2000 2\n",
         "1.5 2 0 0 2000 2\n",
+        "5 0 0. 0. 0 3\n1 1 0 0 2000 2000 30\n",
+        "1 0 0. 0. 0 3\n1 1 0 0 2000 2000 nan\n",
         CTFFIND,
         CTFFIND + "1 2.5 2.5 0 0 0 0\n",
         CTFFIND + "1 20000\n",
@@ -59,3 +61,31 @@ def test_what_is_no_defocus(tmp_path: Path, text: str) -> None:
 
 def test_every_image_gets_a_number(tmp_path: Path) -> None:
     assert np.isfinite(read(tmp_path / "a.defocus", "2 2 0 0 2000 2\n", 7)).all()
+
+
+def test_astigmatism_phase_and_hand(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(CTFFIND + "1 20000 19000 30 1.5707963 0.1 12\n3 19000 20000 -60 0 0.1 inf\n")
+    ctf = read_ctf(path, 3)
+    assert ctf.defocus_A.tolist() == [19500] * 3
+    # the second defocus is larger: the direction of the larger one is 90 degrees from the angle given
+    assert ctf.astigmatism_A == pytest.approx([1000] * 3)
+    assert ctf.astigmatism_deg == pytest.approx([30] * 3)
+    assert ctf.phase_shift_deg == pytest.approx([90, 45, 0])
+    assert ctf.hand == 1
+    path.write_text(CTFFIND + "1 20000 19000 30 0 0.1 12 -1\n2 20000 19000 30 0 0.1 12 -1\n")
+    assert read_ctf(path, 2).hand == -1
+
+
+def test_columns_of_imod_version_3(tmp_path: Path) -> None:
+    path = tmp_path / "a.defocus"
+    path.write_text("31 0 0. 0. 0 3\n1 1 -3 -3 2200 2000 0.5235988 1.5707963\n2 2 0 0 2200 2000 0.5235988 0\n")
+    ctf = read_ctf(path, 2)
+    assert ctf.defocus_A.tolist() == [21000, 21000]
+    assert ctf.astigmatism_A == pytest.approx([2000, 2000])
+    assert ctf.astigmatism_deg == pytest.approx([30, 30])
+    assert ctf.phase_shift_deg == pytest.approx([90, 0])
+    assert ctf.hand == -1
+    path.write_text("4 0 0. 0. 0 3\n1 2 -3 0 2200 90\n")
+    assert read_ctf(path, 2).phase_shift_deg == pytest.approx([90, 90])
+    assert read_ctf(path, 2).astigmatism_A.tolist() == [0, 0]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
 from inrtomo.io.files import read_text
 
@@ -14,18 +15,24 @@ Array = NDArray[np.float64]
 
 NM_TO_A = 10.0
 RANGE_A = (100.0, 300_000.0)
-ASTIGMATISM_FLAG = 1
 IMOD_VERSIONS = (2, 3)
+# what the first line of IMOD's version 3 says about the columns
+ASTIGMATISM, ANGLE_IN_RADIANS, PHASE_SHIFT, PHASE_IN_RADIANS, INVERTED = (1 << bit for bit in range(5))
 CTFFIND_COLUMNS = 6
+ARETOMO_COLUMNS = 8  # AreTomo3 adds the hand to CTFFIND's seven columns
 MAX_VIEW = 100_000
 
+Entry = tuple[int, int, float, float, float, float]  # first, last, defocus 1 and 2 (Å), angle and phase shift (rad)
 
-def read_defocus(path: str | Path, n_tilts: int) -> Array:
-    """Underfocus in Å, mean of both axes, of every image in stack order, ``(n_tilts,)``.
 
-    CTFFIND and AreTomo: ``image  defocus_1  defocus_2  ...`` in Å, images counted from 1. IMOD: ``first_view
-    last_view  angle  angle  defocus  ...`` in nm, versions 1 to 3 (3 may have two values, for astigmatism); a view in
-    several ranges gets their mean. Images that are not mentioned are interpolated from their neighbours in the stack.
+def read_ctf(path: str | Path, n_tilts: int) -> Defoci:
+    """Defocus, astigmatism and phase shift of every image in stack order.
+
+    CTFFIND and AreTomo: ``image  defocus_1  defocus_2  azimuth  phase_shift ...`` in Å, degrees and radians, images
+    counted from 1; AreTomo3 adds the hand. IMOD: ``first_view last_view angle angle defocus ...`` in nm, versions 1
+    to 3 (the first line of 3 says whether astigmatism and phase shift follow, and the hand; a phase plate's cut-on
+    frequency is not used); a view in several ranges gets their mean. The angle is the first defocus's direction.
+    Images that are not mentioned are interpolated from their neighbours in the stack.
 
     Raises:
         InputError: another format, images that the stack has not, values that are no defocus.
@@ -41,43 +48,65 @@ def read_defocus(path: str | Path, n_tilts: int) -> Array:
         raise InputError(f"{path}: holds no defocus; give another file")
     # a second column of thousands is Å, not the last view of a range
     if commented or min(row[1] if len(row) > 1 else 0.0 for row in table) > MAX_VIEW / 100:
-        entries = _ctffind(table, path)
+        entries, hand = _ctffind(table, path)
     else:
-        entries = _imod(table, path)
-    total, count = np.zeros(n_tilts), np.zeros(n_tilts)
-    for first, last, defocus in entries:
+        entries, hand = _imod(table, path)
+    total, count = np.zeros((4, n_tilts)), np.zeros(n_tilts)
+    for first, last, *values in entries:
         if not 0 <= first <= last < n_tilts:
             raise InputError(f"{path}: mentions image {last + 1} of {n_tilts}; give the file of this series")
-        if not RANGE_A[0] <= defocus <= RANGE_A[1]:
-            raise InputError(f"{path}: {defocus:g} Å is not an underfocus; correct it")
-        total[first : last + 1] += defocus
+        if not all(RANGE_A[0] <= defocus <= RANGE_A[1] for defocus in values[:2]):
+            raise InputError(f"{path}: {min(values[:2]):g} Å is not an underfocus; correct it")
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}: image {first + 1} has an angle that is no number; correct it")
+        one, two, angle, shift = values
+        # astigmatism as a vector of twice its angle, so that it can be averaged and interpolated
+        terms = ((one + two) / 2, (one - two) * np.cos(2 * angle), (one - two) * np.sin(2 * angle), shift)
+        total[:, first : last + 1] += np.array(terms)[:, None]
         count[first : last + 1] += 1
     known = np.flatnonzero(count)
-    return np.interp(np.arange(n_tilts), known, total[known] / count[known])
+    mean, along, across, phase = (np.interp(np.arange(n_tilts), known, t[known] / count[known]) for t in total)
+    return Defoci(mean, np.hypot(along, across), np.rad2deg(np.arctan2(across, along) / 2), np.rad2deg(phase), hand)
 
 
-def _ctffind(table: list[list[float]], path: str | Path) -> list[tuple[int, int, float]]:
-    """(image, image, Å), images from 0."""
+def read_defocus(path: str | Path, n_tilts: int) -> Array:
+    """Underfocus in Å, mean of both axes, of every image in stack order, ``(n_tilts,)``; see `read_ctf`."""
+    return read_ctf(path, n_tilts).defocus_A
+
+
+def _ctffind(table: list[list[float]], path: str | Path) -> tuple[list[Entry], int]:
+    """Entries with images from 0, and the hand."""
     if any(len(row) < CTFFIND_COLUMNS for row in table):
         raise InputError(f"{path}: has lines that are not CTFFIND's; give another file")
-    images = [_whole(row[0], path) for row in table]
-    return [(k - 1, k - 1, (row[1] + row[2]) / 2) for k, row in zip(images, table, strict=True)]
+    images = [_whole(row[0], path) - 1 for row in table]
+    inverted = all(len(row) == ARETOMO_COLUMNS and row[-1] == -1 for row in table)
+    entries = [(k, k, row[1], row[2], float(np.deg2rad(row[3])), row[4]) for k, row in zip(images, table, strict=True)]
+    return entries, -1 if inverted else 1
 
 
-def _imod(table: list[list[float]], path: str | Path) -> list[tuple[int, int, float]]:
-    """(first, last, Å), views from 0."""
+def _imod(table: list[list[float]], path: str | Path) -> tuple[list[Entry], int]:
+    """Entries with views from 0, and the hand."""
     first = table[0]
     version = first[-1] if len(first) == 6 else 1.0
-    two_values = False
+    flags = 0
     if version == IMOD_VERSIONS[1]:
-        two_values, table = bool(_whole(first[0], path) & ASTIGMATISM_FLAG), table[1:]
-    columns = 7 if two_values else 5
+        flags, table = _whole(first[0], path), table[1:]
+    phase_at = 7 if flags & ASTIGMATISM else 5
+    columns = phase_at + (1 if flags & PHASE_SHIFT else 0)
     if not table or any(len(row) < columns for row in table):
         raise InputError(f"{path}: has lines that are not those of IMOD's .defocus; give another file")
     views = [(_whole(row[0], path), _whole(row[1], path)) for row in table]
     base = 0 if min(start for start, _ in views) == 0 else 1  # early files counted from 0
-    values = [NM_TO_A * ((row[4] + row[5]) / 2 if two_values else row[4]) for row in table]
-    return [(start - base, end - base, value) for (start, end), value in zip(views, values, strict=True)]
+    entries = []
+    for (start, end), row in zip(views, table, strict=True):
+        one = two = NM_TO_A * row[4]
+        angle = phase = 0.0
+        if flags & ASTIGMATISM:
+            two, angle = NM_TO_A * row[5], row[6] if flags & ANGLE_IN_RADIANS else float(np.deg2rad(row[6]))
+        if flags & PHASE_SHIFT:
+            phase = row[phase_at] if flags & PHASE_IN_RADIANS else float(np.deg2rad(row[phase_at]))
+        entries.append((start - base, end - base, one, two, angle, phase))
+    return entries, -1 if flags & INVERTED else 1
 
 
 def _whole(value: float, path: str | Path) -> int:
