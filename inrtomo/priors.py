@@ -1,7 +1,8 @@
 """Penalties that say what is likely before any image is seen: value and gradient of each.
 
-The 2023 paper has none besides its data term; ICE-TIDE's is `deformation_size`. The others follow its remark that
-motion goes with the dose, and common practice for densities.
+Of motion: the 2023 paper has none besides its data term; ICE-TIDE's is `deformation_size`; the others follow its remark
+that motion goes with the dose. Of densities on a lattice: `total_variation`, `wedge_penalty` (coordinate network),
+`isotropic_prior` and `boundary_consistency` (TensorDF). Rays through gold have no weight in `prepare.Prepared.weight`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,18 @@ from typing import Any
 
 import numba as nb
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
+
+from inrtomo.reconstruct.wedge import beyond_tilt_range, crowther_frequency, soft_limit
 
 F32 = NDArray[np.float32]
 Floats = NDArray[np.floating[Any]]
+Real = NDArray[Any]
+
+TAPER = 0.2
+"""Part of each side over which a density falls to 0 before its Fourier transform."""
+WORKERS = -1
 
 
 def deformation_size(
@@ -142,3 +151,141 @@ def _divergence(rho, inverse, slope):  # type: ignore[no-untyped-def]
                 if y > 0:
                     total += (v - rho[z, x, y - 1]) * inverse[z, x, y - 1]
                 slope[z, x, y] = total
+
+
+def wedge_penalty(
+    density: Real, spacing_px: float, tilt_deg: Floats, thickness_px: float, rounding: float
+) -> tuple[float, Real]:
+    """Fourier amplitude in the missing wedge beyond the Crowther frequency, weighted by frequency.
+
+    ``sum_k w(k) (sqrt(|F(k)|^2 + rounding^2) - rounding)`` over all components of the unitary transform F of the
+    density under a soft edge; ``w = k / k_Nyquist`` with ``k = |(kx, kz)|`` outside the outermost tilts and above
+    `wedge.crowther_frequency`, 0 elsewhere, with edges as soft as the slab's blur. This is the regularisation of the
+    missing-wedge coordinate network (its figure 4, planes of constant y). Amplitude, not its square: white noise has
+    the same size in a unitary component as in a voxel, so a weight means the same as for `total_variation`.
+
+    Args:
+        density: lattice ``[z, x, y]``, float32 or float64.
+        spacing_px: of the lattice, raw px.
+        tilt_deg: angles of the tilts used.
+        thickness_px: of the specimen, raw px.
+        rounding: amplitude (unit of the density) below which the penalty is quadratic.
+
+    Returns:
+        Value, and its gradient on the lattice.
+    """
+    nz, nx, ny = density.shape
+    thickness = thickness_px / spacing_px
+    kz, kx = np.fft.fftfreq(nz)[:, None], np.fft.fftfreq(nx)[None, :]
+    beyond = 1 - soft_limit(beyond_tilt_range(kx, kz, tilt_deg), thickness)
+    beyond = (beyond + np.roll(beyond[::-1, ::-1], 1, axis=(0, 1))) / 2  # at Nyquist both signs are one component
+    k = np.hypot(kz, kx)
+    above = 1 - soft_limit(np.maximum(k - crowther_frequency(tilt_deg, thickness), 0), thickness)
+    weight = (2 * k * above * beyond)[:, :, None].astype(density.dtype)
+
+    seen = _SoftEdge(density.shape, (0, 1, 2), density.dtype)
+    spectrum = scipy.fft.rfftn(seen.forward(density), norm="ortho", workers=WORKERS)
+    amplitude = np.sqrt(spectrum.real**2 + spectrum.imag**2 + density.dtype.type(rounding) ** 2)
+    value = np.sum((amplitude - rounding) * weight * _conjugates(ny), dtype=np.float64)
+    spectrum *= weight / amplitude
+    return float(value), seen.adjoint(scipy.fft.irfftn(spectrum, density.shape, norm="ortho", workers=WORKERS))
+
+
+def isotropic_prior(density: Real, zeta0: float = 0.2) -> tuple[float, Real]:
+    """Fourier amplitude on the x and y axes in excess of that of its ring, the isotropic Fourier prior of TensorDF.
+
+    In every slice z, with the unitary two-dimensional transform F of the density under a soft edge,
+
+    ``sum_k w(|k|) max(|F(k)| - mean_{|k'| = |k|} |F(k')|, 0)``  over k on the axes kx = 0 and ky = 0,
+    ``w = 1 / (exp(zeta0 k_N - |k|) + 1)``, frequencies in Fourier pixels, k_N that of Nyquist:
+
+    factors of low rank (and nodes' edges) leave streaks along the axes, which this takes away; w spares frequencies
+    below zeta0 of Nyquist.
+
+    Corrections to the paper's eq. 7: the mean is of amplitudes (as its text says; a mean of complex values is nearly
+    0 on a ring and would make this a penalty on all amplitude), over the ring itself (the published code averages the
+    square lattice of all pairs of its points' coordinates), of physical frequency, so that slices need not be square;
+    only excess counts (text and code; the formula's absolute value also fills holes); and the ring's mean takes part
+    in the gradient.
+
+    Args:
+        density: lattice ``[z, x, y]``, float32 or float64.
+        zeta0: part of Nyquist at which the weight is half.
+
+    Returns:
+        Value, and its gradient on the lattice.
+    """
+    nz, nx, ny = density.shape
+    seen = _SoftEdge(density.shape, (1, 2), density.dtype)
+    spectrum = scipy.fft.rfft2(seen.forward(density), norm="ortho", workers=WORKERS)
+    amplitude = np.abs(spectrum)
+
+    side = min(nx, ny)  # a ring is as wide as the coarser axis' sampling
+    radius = side * np.hypot(np.fft.fftfreq(nx)[:, None], np.fft.rfftfreq(ny))
+    ring = np.rint(radius).astype(np.int64)
+    rings = side // 2 + 1
+    twice = np.broadcast_to(_conjugates(ny), ring.shape)
+    inside = (ring > 0) & (ring < rings)
+    share = np.where(inside, twice, 0) / np.bincount(ring.ravel(), twice.ravel())[ring]
+    on_axis = np.zeros(ring.shape)
+    on_axis[0], on_axis[:, 0] = twice[0], twice[:, 0]
+    weight = on_axis * inside / (np.exp(np.clip(zeta0 * side / 2 - radius, -30, 30)) + 1)
+
+    place = np.where(inside, ring, 0)[None] + rings * np.arange(nz)[:, None, None]
+    mean = np.bincount(place.ravel(), (amplitude * share).ravel(), rings * nz)
+    excess = np.maximum(amplitude - mean[place], 0)
+    value = float(np.sum(weight * excess))
+    pull = weight * (excess > 0)
+    pull -= share * np.bincount(place.ravel(), pull.ravel(), rings * nz)[place]
+    spectrum *= (pull / twice / np.where(amplitude > 0, amplitude, 1)).astype(density.dtype)
+    return value, seen.adjoint(scipy.fft.irfft2(spectrum, (nx, ny), norm="ortho", workers=WORKERS))
+
+
+def boundary_consistency(values_a: Real, values_b: Real, rounding: float = 0.0) -> tuple[float, Real, Real]:
+    """Differences of a density seen from the nodes on either side of an edge, TensorDF's eq. 6.
+
+    ``sum_p sqrt((a_p - b_p)^2 + rounding^2) - rounding``.
+
+    Args:
+        values_a, values_b: ``(n_pairs,)`` densities at the same points, or at points facing each other, by the two
+            nodes.
+        rounding: difference (unit of the density) below which the penalty is quadratic.
+
+    Returns:
+        Value, and its gradients with respect to ``values_a`` and ``values_b``.
+    """
+    difference = values_a - values_b
+    size = np.sqrt(difference**2 + difference.dtype.type(rounding) ** 2)
+    slope = difference / np.where(size > 0, size, 1)
+    return float(np.sum(size - rounding, dtype=np.float64)), slope, -slope
+
+
+class _SoftEdge:
+    """A density less its mean, falling to 0 at the faces, and the adjoint of that: nothing wraps around."""
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...], dtype: Any) -> None:
+        self.axes = axes
+        self.window = np.ones((1,) * len(shape), dtype=dtype)
+        for axis in axes:
+            size = shape[axis]
+            inward = np.minimum(np.arange(size) + 0.5, size - np.arange(size) - 0.5)
+            profile = 0.5 - 0.5 * np.cos(np.pi * np.clip(inward / (TAPER * size), 0, 1))
+            self.window = self.window * profile.astype(dtype).reshape([-1 if k == axis else 1 for k in range(3)])
+        self.total = self.window.sum(axis=axes, keepdims=True)
+
+    def forward(self, density: Real) -> Real:
+        seen = density * self.window
+        return np.asarray(seen - self.window * (seen.sum(axis=self.axes, keepdims=True) / self.total))
+
+    def adjoint(self, gradient: Real) -> Real:
+        seen = gradient * self.window
+        return np.asarray(seen - self.window * (seen.sum(axis=self.axes, keepdims=True) / self.total))
+
+
+def _conjugates(size: int) -> NDArray[np.float32]:
+    """2 for the components of ``rfft`` of ``size`` samples whose conjugate it leaves out, 1 for the others."""
+    count = np.full(size // 2 + 1, 2.0, dtype=np.float32)
+    count[0] = 1.0
+    if size % 2 == 0:
+        count[-1] = 1.0
+    return count

@@ -1,0 +1,166 @@
+"""What a tilt series measures of Fourier space, how much of a volume lies outside, and the volume without that.
+
+The image at tilt t is the central slice through the axis ky at kz = kx tan t. A specimen of thickness T is blurred by
+1 / T along kz, so a slice tells what lies within 1 / (2 T) of it: between two tilts nothing is missing up to the
+Crowther frequency cos t / (T dt), beyond it gaps open, and outside the outermost tilts is the missing wedge. What a
+reconstruction holds out there is prior or artefact, not data.
+
+Without x-tilt all of this happens in planes of constant y: any range of y rows may be treated on its own, to the same
+result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
+
+ROWS_AT_A_TIME = 32
+WORKERS = -1
+
+
+def crowther_frequency(tilt_deg: Array, thickness: float) -> float:
+    """Up to here a slab shows no gap between neighbouring tilts: ``cos t / (thickness dt)``, cycles per unit length.
+
+    t is the steepest tilt, where the path through the slab is longest, dt the mean step between different tilts
+    (R. A. Crowther, D. J. DeRosier and A. Klug, Proc. R. Soc. A 317 (1970) 319, with the slab's path as diameter).
+    Raises ValueError for fewer than two different tilts.
+    """
+    angles = np.unique(np.deg2rad(np.asarray(tilt_deg, dtype=np.float64)))
+    if len(angles) < 2:
+        raise ValueError("the Crowther frequency needs at least two different tilt angles")
+    step = (angles[-1] - angles[0]) / (len(angles) - 1)
+    return float(np.cos(np.abs(angles).max()) / (thickness * step))
+
+
+def beyond_tilt_range(kx: Array, kz: Array, tilt_deg: Array) -> Array:
+    """Distance along kz from the region between the outermost tilts, 0 inside it; units of kx and kz (broadcast)."""
+    first, last = (kx * np.tan(np.deg2rad(t)) for t in (np.min(tilt_deg), np.max(tilt_deg)))
+    return np.asarray(np.maximum(np.maximum(kz - np.maximum(first, last), np.minimum(first, last) - kz), 0))
+
+
+def beyond_slices(kx: Array, kz: Array, tilt_deg: Array) -> Array:
+    """Distance along kz from the nearest tilt's central slice; units of kx and kz (broadcast)."""
+    distance = np.full(np.broadcast_shapes(kx.shape, kz.shape), np.inf)
+    for slope in np.tan(np.deg2rad(np.unique(tilt_deg))):  # one tilt at a time keeps this as small as the spectrum
+        np.minimum(distance, np.abs(kz - kx * slope), out=distance)
+    return distance
+
+
+def soft_limit(distance: Array, thickness: float) -> Array:
+    """1 up to a distance of ``1 / (2 thickness)``, 0 from ``3 / (2 thickness)`` on, half a cosine in between.
+
+    The edge is as wide as the blur of the slab: a sharper one would ring through its whole height.
+    """
+    beyond = np.clip(distance * thickness - 0.5, 0, 1)
+    return np.asarray(0.5 + 0.5 * np.cos(np.pi * beyond))
+
+
+def measured_region(
+    shape: tuple[int, int, int],
+    tilt_deg: Array,
+    voxel_px: float = 1.0,
+    thickness_px: float | None = None,
+    x_tilt_deg: float = 0.0,
+) -> F32:
+    """How far each Fourier component of a volume is measured, 0..1, for ``rfftn`` of an array of ``shape``.
+
+    Args:
+        shape: of the volume ``[z, y, x]``.
+        tilt_deg: angles of the tilts used, any order.
+        voxel_px: size of a voxel, raw px.
+        thickness_px: of the specimen, raw px; the height of the volume if None.
+        x_tilt_deg: rotation of the specimen about x that levelled the volume (`geometry.rotation_about_x`).
+
+    Returns:
+        ``(nz, ny or 1, nx // 2 + 1)``; the middle axis is 1 without x-tilt, where ky does not matter.
+    """
+    nz, ny, nx = shape
+    thickness = nz if thickness_px is None else thickness_px / voxel_px
+    kz, kx = np.fft.fftfreq(nz)[:, None, None], np.fft.rfftfreq(nx)[None, None, :]
+    if x_tilt_deg:
+        a = np.deg2rad(x_tilt_deg)
+        kz = np.cos(a) * kz - np.sin(a) * np.fft.fftfreq(ny)[None, :, None]
+    region = np.empty(np.broadcast_shapes(kz.shape, kx.shape), dtype=np.float32)
+    for z in range(nz):
+        region[z] = soft_limit(beyond_slices(kx[0], kz[z], tilt_deg), thickness)
+    return region
+
+
+def energy_in_wedge(
+    volume: NDArray[Any],
+    tilt_deg: Array,
+    voxel_px: float = 1.0,
+    thickness_px: float | None = None,
+    x_tilt_deg: float = 0.0,
+) -> float:
+    """Part of a volume's variance that no tilt has measured, in the transform of its box.
+
+    Arguments as `measured_region`. Values seen: white noise, the part of Fourier space outside (0.29 for +-60 deg);
+    weighted back-projections 0.01 to 0.03, from the box's faces. 0 for a constant volume.
+    """
+    shape = (volume.shape[0], volume.shape[1], volume.shape[2])
+    missing = 1 - measured_region(shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg)
+    missing *= _conjugates(shape[2])
+    level = np.float32(np.mean(volume, dtype=np.float64))
+    outside = total = 0.0
+    for rows, axes in _row_blocks(shape[1], x_tilt_deg):
+        part = np.asarray(volume[:, rows], dtype=np.float32) - level
+        spectrum = scipy.fft.rfftn(part, axes=axes, norm="ortho", workers=WORKERS)
+        power = spectrum.real**2 + spectrum.imag**2
+        outside += float(np.sum(power * missing, dtype=np.float64))
+        total += float(np.vdot(part, part))
+    return outside / total if total > 0 else 0.0
+
+
+def measured_only(
+    volume: NDArray[Any],
+    tilt_deg: Array,
+    voxel_px: float = 1.0,
+    thickness_px: float | None = None,
+    x_tilt_deg: float = 0.0,
+    overwrite: bool = False,
+) -> F32:
+    """A volume ``[z, y, x]`` without the Fourier components that no tilt has measured.
+
+    Other arguments as `measured_region`. The transform is the box's own, so any program that transforms the box
+    finds nothing outside; the top face is therefore a neighbour of the bottom face. Memory: the result, and without
+    x-tilt a few rows, with it one spectrum of the whole volume.
+
+    Args:
+        overwrite: write into ``volume`` (float32) itself.
+    """
+    shape = (volume.shape[0], volume.shape[1], volume.shape[2])
+    region = measured_region(shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg)
+    out = volume if overwrite else np.empty(shape, dtype=np.float32)
+    for rows, axes in _row_blocks(shape[1], x_tilt_deg):
+        part = np.asarray(volume[:, rows], dtype=np.float32)
+        spectrum = scipy.fft.rfftn(part, axes=axes, workers=WORKERS)
+        spectrum *= region
+        size = [part.shape[axis] for axis in axes]
+        out[:, rows] = scipy.fft.irfftn(spectrum, size, axes, overwrite_x=True, workers=WORKERS)
+    return out
+
+
+def _conjugates(size: int) -> F32:
+    """2 for the components of ``rfft`` of ``size`` samples whose conjugate it leaves out, 1 for the others."""
+    count = np.full(size // 2 + 1, 2.0, dtype=np.float32)
+    count[0] = 1.0
+    if size % 2 == 0:
+        count[-1] = 1.0
+    return count
+
+
+def _row_blocks(ny: int, x_tilt_deg: float) -> Iterator[tuple[slice, tuple[int, ...]]]:
+    """Rows y that can be treated on their own, and the axes to transform: z and x, all three with an x-tilt."""
+    if x_tilt_deg:
+        yield slice(0, ny), (0, 1, 2)
+        return
+    for first in range(0, ny, ROWS_AT_A_TIME):
+        yield slice(first, first + ROWS_AT_A_TIME), (0, 2)
