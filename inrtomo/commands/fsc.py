@@ -1,0 +1,361 @@
+"""``inr-fsc``: to what resolution two volumes, or two stacks of images, agree."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from inrtomo import __version__
+from inrtomo.commands._common import command, echo_defaults
+from inrtomo.errors import InputError
+from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.files import check_output, make_folder, write_text
+from inrtomo.io.fsc_tables import write_fsc_csv, write_fsc_star
+from inrtomo.io.images import open_images
+from inrtomo.io.imod import read_angles
+from inrtomo.io.mrc import write_volume
+from inrtomo.metrics.fsc import CONE_DEG, HALF_MAPS, REFERENCE, VolumeFsc, frc, volume_fsc
+from inrtomo.metrics.local_resolution import local_resolution, window_for
+from inrtomo.metrics.masks import soft_box, soft_slab, softened
+from inrtomo.metrics.registration import rigid_between, rigidly_moved, translated, translation_between
+from inrtomo.metrics.shells import ShellCorrelation
+from inrtomo.report.fsc import fsc_plot
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+ENDINGS = (".star", ".csv", ".json", ".png")
+LOCAL_ENDING = "_local.mrc"
+PIXEL_SIZE_TOLERANCE = 0.005
+SMALLEST_SIDE = 8
+"""Fewer voxels make too few shells for a curve."""
+ANGLE_FILES = (".tlt", ".rawtlt")
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two volumes or stacks of one shape, and where things were found (what, value, source)."""
+
+    a: F32
+    b: F32
+    pixel_size_A: float
+    sources: list[tuple[str, object, str]]
+
+
+@command("inr-fsc", context_settings={"show_default": True})
+@click.argument("vol1", type=click.Path(path_type=Path))
+@click.argument("vol2", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "prefix", type=click.Path(path_type=Path), required=True,
+    help="Write PREFIX.star, .csv, .json and .png.",
+)  # fmt: skip
+@click.option(
+    "--reference", is_flag=True, help="VOL2 is the truth or a model: resolution at 0.5, not at the half maps' 0.143."
+)
+@click.option(
+    "--mask", default="box", metavar="box|slab|FILE",
+    help="The whole box or the slab that holds the specimen, both with soft edges, or a file from 0 to 1; "
+    "a soft edge is laid around a mask of 0 and 1.",
+)  # fmt: skip
+@click.option(
+    "--register", type=click.Choice(["none", "translation", "rigid"]), default="none", help="Lay VOL1 over VOL2 first."
+)
+@click.option(
+    "--tilts", metavar="FILE|A,B",
+    help="Curves inside and outside what was measured: from an alignment or a .tlt with every tilt, or from the "
+    "first and last angle.",
+)  # fmt: skip
+@click.option("--cone", type=click.FloatRange(1, 90), default=CONE_DEG, metavar="DEG", help="Half angle of the cones.")
+@click.option(
+    "--orientation", type=click.Choice(["imod", "xyz"]),
+    help="Axes as IMOD's tilt writes them (sections are y) or as after trimvol -rx.  [default: z is the shortest side]",
+)  # fmt: skip
+@click.option("--local", is_flag=True, help="Also write PREFIX_local.mrc, the resolution (Å) around every voxel.")
+@click.option("--frc", "images", is_flag=True, help="Sections are images: Fourier rings of each and of all.")
+@click.option("--pixel-size", type=float, metavar="A", help="Å per voxel.  [default: the headers']")
+@click.option("--seed", type=int, default=0, help="Of the random phases.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+def main(
+    vol1: Path,
+    vol2: Path,
+    prefix: Path,
+    reference: bool,
+    mask: str,
+    register: str,
+    tilts: str | None,
+    cone: float,
+    orientation: str | None,
+    local: bool,
+    images: bool,
+    pixel_size: float | None,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """Fourier shell correlation of VOL1 and VOL2, on boxes of any sides.
+
+    Half maps (odd and even) are resolved to where their correlation crosses 0.143. With --reference VOL2 is the truth
+    or a model, and VOL1 is resolved to where it crosses 0.5. Both crossings are printed for every curve: without and
+    under a soft mask, under the mask with random phases (what the mask alone makes agree), corrected for that (Chen
+    et al. 2013), in cones about x, y and z, and with --tilts inside and outside the measured part of Fourier space. In
+    the wedge half maps agree on whatever one method puts there; only the truth tells whether it is right.
+    To compare candidates fairly, run every one against the same reference with the same --register and --mask.
+    """
+    make_folder(prefix.parent)
+    outputs = {ending: prefix.with_name(prefix.name + ending) for ending in (*ENDINGS, LOCAL_ENDING)}
+    for ending in (*ENDINGS, *([LOCAL_ENDING] if local else [])):
+        check_output(outputs[ending], overwrite)
+    pair = _read_pair(vol1, vol2, pixel_size)
+    images = images or len(pair.a) == 1
+    if images:
+        _refuse_volume_options(mask, register, tilts, local)
+    convention = "VOL2 as the truth" if reference else "half maps"
+    threshold = REFERENCE if reference else HALF_MAPS
+    pair.sources.append(("convention", f"{convention}, {threshold:g}", "--reference" if reference else "default"))
+    record: dict[str, Any] = {
+        "version": __version__,
+        "volumes": [str(vol1), str(vol2)],
+        "convention": convention,
+        "threshold": threshold,
+        "pixel_size_A": pair.pixel_size_A,
+    }
+    general: dict[str, object] = {"rlnUnfilteredMapHalf1": str(vol1), "rlnUnfilteredMapHalf2": str(vol2)}
+    single: list[ShellCorrelation] = []
+    local_map: F32 | None = None
+    if images:
+        _check_sides(pair.a.shape[1:], vol1)
+        echo_defaults(pair.sources)
+        together, single = frc(pair.a, pair.b, pair.pixel_size_A)
+        curves, headline = {"frc": together}, "frc"
+        record["image_resolution_A"] = [_number(curve.resolution_A(threshold)) for curve in single]
+    else:
+        _check_sides(pair.a.shape, vol1)
+        pair, file_order = _oriented(pair, orientation)
+        pair, moved = _registered(pair, register)
+        soft, mask_name = _mask(mask, pair, file_order)
+        angles, every_tilt = (None, False) if tilts is None else _tilt_angles(tilts)
+        if angles is not None:
+            kind = f"{len(angles)} tilts" if every_tilt else "range"
+            pair.sources.append(("tilts", f"{angles.min():.1f}° to {angles.max():.1f}°, {kind}", "--tilts"))
+        echo_defaults(pair.sources)
+        result = volume_fsc(
+            pair.a, pair.b, pair.pixel_size_A, soft, tilt_deg=angles, every_tilt=every_tilt, cone_deg=cone, seed=seed
+        )
+        curves, headline = result.curves(), "corrected"
+        record |= {"registration": moved, "mask": mask_name, "mask_volume_fraction": float(soft.mean())}
+        record |= {"randomised_from_A": result.randomised_from_A, "cone_deg": cone, "seed": seed}
+        record["tilt_deg"] = None if angles is None else angles.tolist()
+        general |= _relion_mask(result, mask_name)
+        if local:
+            local_map = _local_map(pair, curves[headline].resolution_A(threshold), threshold, record)
+    resolution = curves[headline].resolution_A(threshold)
+    _print(curves)
+    _say_headline(resolution, threshold, convention, pair.pixel_size_A)
+
+    record |= {"curve": headline, "resolution_A": _number(resolution)}
+    frequency = curves[headline].frequency_per_A
+    record |= {"frequency_per_A": frequency.tolist(), "curves": {n: _curve(c) for n, c in curves.items()}}
+    write_fsc_star(
+        outputs[".star"], curves, headline, {"rlnFinalResolution": min(resolution, 999.0), **general}, overwrite
+    )
+    write_fsc_csv(outputs[".csv"], curves, overwrite)
+    write_text(outputs[".json"], json.dumps(record, indent=1), overwrite)
+    fsc_plot(curves, headline, threshold, outputs[".png"], single=single, title=f"{vol1.name} and {vol2.name}")
+    if local_map is not None:
+        values = local_map if file_order == "xyz" else local_map[::-1].transpose(1, 0, 2)
+        write_volume(outputs[LOCAL_ENDING], values, pair.pixel_size_A, overwrite=overwrite, label="inr-fsc: Å")
+    names = [outputs[ending].name for ending in (*ENDINGS[1:], *([LOCAL_ENDING] if local else []))]
+    click.echo(f"wrote {outputs['.star']}, {', '.join(names)}")
+
+
+def _refuse_volume_options(mask: str, register: str, tilts: str | None, local: bool) -> None:
+    given = {"--mask": mask != "box", "--register": register != "none", "--tilts": tilts is not None, "--local": local}
+    for option in (name for name, used in given.items() if used):
+        raise InputError(f"{option}: is for volumes, and these are images; leave it out")
+
+
+def _read_pair(vol1: Path, vol2: Path, pixel_size_A: float | None) -> _Pair:
+    if pixel_size_A is not None and not 0 < pixel_size_A < math.inf:
+        raise InputError(f"--pixel-size {pixel_size_A:g}: must be positive; give Å per voxel")
+    (a, pixel_a), (b, pixel_b) = (_read(path) for path in (vol1, vol2))
+    if a.shape != b.shape:
+        sizes = (" x ".join(str(n) for n in reversed(v.shape)) for v in (a, b))
+        raise InputError(
+            f"{vol1} and {vol2}: are {' and '.join(sizes)} voxels; cut or bin one to the size of the other"
+        )
+    if pixel_size_A is not None:
+        return _Pair(a, b, pixel_size_A, [("pixel size", f"{pixel_size_A:.4g} Å", "--pixel-size")])
+    if pixel_a and pixel_b and abs(pixel_a - pixel_b) > PIXEL_SIZE_TOLERANCE * pixel_b:
+        raise InputError(f"{vol1} and {vol2}: have voxels of {pixel_a:.4g} and {pixel_b:.4g} Å; give --pixel-size")
+    pixel = pixel_b or pixel_a
+    if pixel is None:
+        raise InputError(f"{vol1}: its header has no pixel size; give --pixel-size")
+    return _Pair(a, b, pixel, [("pixel size", f"{pixel:.4g} Å", f"header of {vol2 if pixel_b else vol1}")])
+
+
+def _read(path: Path) -> tuple[F32, float | None]:
+    """A volume or stack with something in it and nothing that is no number, and its pixel size."""
+    stack = open_images(path)
+    values = np.stack([stack.image(k) for k in range(stack.shape[0])])
+    bad = values.size - int(np.isfinite(values).sum())
+    if bad:
+        raise InputError(f"{path}: has {bad} voxels that are no number (NaN or infinite); write it again without them")
+    if np.ptp(values) == 0:
+        raise InputError(f"{path}: is blank (every voxel is {values.flat[0]:g}); use another")
+    return values, stack.pixel_size_A
+
+
+def _check_sides(shape: tuple[int, ...], path: Path) -> None:
+    if min(shape) < SMALLEST_SIDE:
+        size = " x ".join(str(n) for n in reversed(shape))
+        hint = "; use --frc if its sections are images" if len(shape) == 3 else ""
+        raise InputError(f"{path}: is {size}, and Fourier shells need {SMALLEST_SIDE} voxels along each side{hint}")
+
+
+def _oriented(pair: _Pair, orientation: str | None) -> tuple[_Pair, str]:
+    """The pair as ``[z, y, x]``, and the order of the axes in the files (``imod`` or ``xyz``)."""
+    depth, height, _ = pair.a.shape
+    order = orientation or ("imod" if height < depth else "xyz")
+    source = "--orientation" if orientation else "z is the shortest side"
+    pair.sources.append(("orientation", order, source))
+    return (pair if order == "xyz" else replace(pair, a=_from_imod(pair.a), b=_from_imod(pair.b))), order
+
+
+def _from_imod(volume: F32) -> F32:
+    """``[z, y, x]`` of what IMOD's tilt writes, as by ``trimvol -rx``."""
+    return np.ascontiguousarray(volume.transpose(1, 0, 2)[::-1])
+
+
+def _registered(pair: _Pair, kind: str) -> tuple[_Pair, dict[str, Any] | None]:
+    """VOL1 laid over VOL2, and by what motion."""
+    if kind == "none":
+        return pair, None
+    if kind == "translation":
+        shift = translation_between(pair.a, pair.b)
+        moved = translated(pair.a, shift)
+        said = {"kind": kind, "shift_px_xyz": shift[::-1].tolist(), "rotation_deg_xyz": [0.0, 0.0, 0.0]}
+    else:
+        motion = rigid_between(pair.a, pair.b)
+        moved = rigidly_moved(pair.a, motion)
+        # the motion says where VOL2's points are in VOL1; VOL1 itself moves the other way
+        shift, turn = -motion.rotation.T @ motion.translation_px, -motion.rotation_deg
+        said = {"kind": kind, "shift_px_xyz": shift.tolist(), "rotation_deg_xyz": turn.tolist()}
+    by = ", ".join(f"{value + 0.0:.2f}" for value in np.round(said["shift_px_xyz"], 2))
+    turned = ", ".join(f"{value + 0.0:.2f}" for value in np.round(said["rotation_deg_xyz"], 2))
+    pair.sources.append(("VOL1 moved by", f"{by} px (x, y, z), turned by {turned}°", f"--register {kind}"))
+    return replace(pair, a=moved), said
+
+
+def _mask(name: str, pair: _Pair, file_order: str) -> tuple[F32, str]:
+    """The soft mask, and what it is called."""
+    if name == "box":
+        pair.sources.append(("mask", "box with soft edges", "default"))
+        return soft_box(pair.a.shape), name
+    if name == "slab":
+        mask = soft_slab(pair.a, pair.b)
+        height = float(mask.max(axis=(1, 2)).sum()) * pair.pixel_size_A / 10
+        pair.sources.append(("mask", f"slab of {height:.0f} nm", "--mask"))
+        return mask, name
+    path = Path(name)
+    values, _ = _read(path)
+    if values.min() < 0 or values.max() > 1:
+        raise InputError(f"{path}: has values from {values.min():.3g} to {values.max():.3g}; a mask goes from 0 to 1")
+    values = values if file_order == "xyz" else _from_imod(values)
+    if values.shape != pair.a.shape:
+        raise InputError(f"{path}: is not of the volumes' size; make the mask from one of them")
+    mask = softened(values)
+    pair.sources.append(("mask", f"{float(mask.mean()):.0%} of the box", str(path)))
+    return mask, name
+
+
+def _tilt_angles(given: str) -> tuple[F64, bool]:
+    """Tilt angles (degrees), and whether they are every tilt or the ends of a range."""
+    ends = given.split(",")
+    if len(ends) == 2:
+        try:
+            angles = np.array([float(end) for end in ends])
+        except ValueError:
+            raise InputError(f"--tilts {given}: are not two angles; write them as -60,60") from None
+    elif (path := Path(given)).suffix in ANGLE_FILES:
+        angles = read_angles(path)
+    else:
+        alignment = read_alignment(path)
+        angles = np.asarray(alignment.tilt_deg[alignment.included])
+    if not (np.abs(angles) < 90).all() or np.ptp(angles) == 0:
+        raise InputError(
+            f"--tilts {given}: are not different angles between -90 and 90 degrees; give those of the series"
+        )
+    return angles, len(ends) != 2
+
+
+def _relion_mask(result: VolumeFsc, mask: str) -> dict[str, object]:
+    if result.randomised_from_A is None:
+        return {"rlnMaskName": mask}
+    return {"rlnMaskName": mask, "rlnRandomiseFrom": result.randomised_from_A}
+
+
+def _local_map(pair: _Pair, resolution_A: float, threshold: float, record: dict[str, Any]) -> F32:
+    window = window_for(resolution_A, pair.pixel_size_A, pair.a.shape)
+    values = local_resolution(pair.a, pair.b, pair.pixel_size_A, window, threshold)
+    low, middle, high = (float(v) for v in np.percentile(values, (5, 50, 95)))
+    record["local_resolution"] = {
+        "window_px": window,
+        "threshold": threshold,
+        "percentiles_5_50_95_A": [low, middle, high],
+    }
+    click.echo(f"local resolution: {middle:.1f} Å ({low:.1f} to {high:.1f} in 90 % of the box), windows of {window} px")
+    return values
+
+
+def _print(curves: Mapping[str, ShellCorrelation]) -> None:
+    width = None if sys.stdout.isatty() else 120
+    table = Table(title="resolution, Å")
+    table.add_column("curve")
+    for name in (f"at {HALF_MAPS:g}", f"at {REFERENCE:g}", "mean"):
+        table.add_column(name, justify="right")
+    for name, curve in curves.items():
+        if name == "randomised":
+            continue  # what the mask does, no resolution of anything
+        crossings = (_length(curve.resolution_A(t), curve) for t in (HALF_MAPS, REFERENCE))
+        label = f"cone about {name}" if len(name) == 1 else name
+        table.add_row(label, *crossings, f"{curve.mean():.3f}")
+    Console(file=sys.stdout, width=width, highlight=False, emoji=False).print(table)
+
+
+def _length(resolution_A: float, curve: ShellCorrelation) -> str:
+    if resolution_A <= 1 / curve.frequency_per_A[-1]:
+        return f"{resolution_A:.1f} (Nyquist)"
+    return f"{resolution_A:.1f}" if math.isfinite(resolution_A) else "never above"
+
+
+def _say_headline(resolution_A: float, threshold: float, convention: str, pixel_size_A: float) -> None:
+    if math.isinf(resolution_A):
+        click.echo(f"no resolution: the curve starts below {threshold:g} ({convention})")
+    else:
+        click.echo(
+            f"resolution {resolution_A:.1f} Å ({resolution_A / pixel_size_A:.2f} px) at {threshold:g}: {convention}"
+        )
+
+
+def _curve(curve: ShellCorrelation) -> dict[str, Any]:
+    return {
+        "resolution_A": {f"{t:g}": _number(curve.resolution_A(t)) for t in (HALF_MAPS, REFERENCE)},
+        "mean": _number(curve.mean()),
+        "correlation": [_number(value) for value in curve.correlation],
+        "components": curve.count.tolist(),
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity and no NaN."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,200 @@
+"""Fourier shell correlation (FSC) of two volumes and Fourier ring correlation (FRC) of images, and what masks do to it.
+
+Two conventions: two half maps, made from separate data, are resolved to where their FSC crosses 0.143; a map against
+the truth or a model, which has no noise, to where it crosses 0.5. Both are the same signal-to-noise ratio (Rosenthal &
+Henderson 2003): with a signal S and noise N in each half, the halves correlate as S / (S + N) and their mean with the
+truth as sqrt(S / (S + N / 2)).
+
+Frequencies are physical on boxes of any sides (`inrtomo.metrics.shells`). Volumes are ``[z, y, x]``, images
+``(n, y, x)``; voxels are cubes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft as sfft
+
+from inrtomo.metrics.masks import soft_box
+from inrtomo.metrics.registration import centred, same_shape
+from inrtomo.metrics.shells import FourierShells, ShellCorrelation
+from inrtomo.reconstruct.wedge import beyond_tilt_range, measured_region, soft_limit
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Complex = NDArray[Any]
+Volume = NDArray[Any]
+
+HALF_MAPS, REFERENCE = 0.143, 0.5
+"""Thresholds of the two conventions."""
+RANDOMISE_BELOW = 0.8
+"""Phases are randomised from where the unmasked curve falls below this on."""
+SHELLS_LEFT = 2
+"""So many shells from there are left uncorrected: the mask mixes them with those before (as RELION does)."""
+CONE_DEG = 20.0
+"""Half angle of a cone of directions (Tan et al. 2017)."""
+
+
+@dataclass(frozen=True)
+class VolumeFsc:
+    """Everything the Fourier shells of two volumes say.
+
+    Attributes:
+        unmasked: FSC of the whole boxes.
+        masked: FSC under the mask.
+        randomised: FSC under the mask of the same volumes with random phases: what the mask alone makes agree.
+        corrected: ``(masked - randomised) / (1 - randomised)`` where phases were randomised (Chen et al. 2013).
+        randomised_from_A: Å from which phases were randomised; None where the volumes agree to Nyquist.
+        parts: FSC under the mask over parts of Fourier space: ``x``, ``y`` and ``z`` are cones about these axes,
+            ``measured`` and ``wedge`` what the tilts have seen and have not.
+    """
+
+    unmasked: ShellCorrelation
+    masked: ShellCorrelation
+    randomised: ShellCorrelation
+    corrected: ShellCorrelation
+    randomised_from_A: float | None
+    parts: dict[str, ShellCorrelation] = field(default_factory=dict)
+
+    def curves(self) -> dict[str, ShellCorrelation]:
+        """Every curve by name, in the order of the attributes."""
+        named = {name: getattr(self, name) for name in ("unmasked", "masked", "randomised", "corrected")}
+        return {**named, **self.parts}
+
+
+def central_region(shape: Sequence[int], margin: Sequence[float] = (0.0, 0.1, 0.1)) -> tuple[slice, ...]:
+    """Slices of the middle of a volume, leaving out ``margin`` (part of each side, z y x) at either end."""
+    edges = [round(size * part) for size, part in zip(shape, margin, strict=True)]
+    return tuple(slice(edge, size - edge) for edge, size in zip(edges, shape, strict=True))
+
+
+def fsc(a: Volume, b: Volume, pixel_size_A: float, region: tuple[slice, ...] | None = None) -> ShellCorrelation:
+    """FSC of two volumes in a region (`central_region` by default), under a soft edge.
+
+    Raises ValueError for different shapes.
+    """
+    shells, x, y = transforms(a, b, region)
+    return shells.correlation(x, y, pixel_size_A)[0]
+
+
+def transforms(a: Volume, b: Volume, region: tuple[slice, ...] | None = None) -> tuple[FourierShells, Complex, Complex]:
+    """Shells and Fourier transforms of two volumes in a region (`central_region` by default), under a soft edge.
+
+    Raises ValueError for different shapes.
+    """
+    same_shape(a, b)
+    where = central_region(np.shape(a)) if region is None else region
+    one, two = np.asarray(a[where]), np.asarray(b[where])
+    window = soft_box(one.shape)
+    return FourierShells(one.shape), sfft.rfftn(centred(one) * window), sfft.rfftn(centred(two) * window)
+
+
+def frc(a: Volume, b: Volume, pixel_size_A: float) -> tuple[ShellCorrelation, list[ShellCorrelation]]:
+    """FRC of images ``(n, y, x)`` under a soft edge: over all of them together, and of every image.
+
+    Raises ValueError for different shapes.
+    """
+    same_shape(a, b)
+    shells = FourierShells(np.shape(a)[1:])
+    window = soft_box(np.shape(a)[1:])
+    single, sums = [], np.zeros((3, len(shells.frequency)))
+    for one, two in zip(a, b, strict=True):
+        x, y = (sfft.rfft2(centred(image) * window) for image in (one, two))
+        single.append(shells.correlation(x, y, pixel_size_A)[0])
+        sums += [shells.total(v) for v in ((x * np.conj(y)).real, np.abs(x) ** 2, np.abs(y) ** 2)]
+    size = np.sqrt(sums[1] * sums[2])
+    together = np.divide(sums[0], size, out=np.zeros_like(size), where=size > 0)
+    return ShellCorrelation(single[0].frequency_per_A, together, len(single) * single[0].count), single
+
+
+def volume_fsc(
+    a: Volume,
+    b: Volume,
+    pixel_size_A: float,
+    mask: Volume,
+    *,
+    tilt_deg: Sequence[float] | F64 | None = None,
+    every_tilt: bool = True,
+    cone_deg: float = CONE_DEG,
+    seed: int = 0,
+) -> VolumeFsc:
+    """FSC of two volumes without and with a soft mask, corrected for what the mask does, and by direction.
+
+    Args:
+        a, b: ``[z, y, x]``.
+        mask: of the same shape, 0 to 1.
+        tilt_deg: tilt angles, for ``measured`` and ``wedge`` (tilt axis along y); left out of the parts if None.
+        every_tilt: whether ``tilt_deg`` names every tilt, so that gaps between tilts count as wedge, or its ends only.
+        cone_deg: half angle of the cones about x, y and z.
+        seed: of the random phases.
+
+    Raises:
+        ValueError: different shapes, or a mask that is 0 everywhere.
+    """
+    same_shape(a, b)
+    same_shape(a, mask)
+    shells = FourierShells(np.shape(a))
+    x, y = (sfft.rfftn(centred(v)) for v in (a, b))
+    unmasked = shells.correlation(x, y, pixel_size_A)[0]
+
+    parts: dict[str, Bools] = {name: shells.cone(axis, cone_deg) for axis, name in ((2, "x"), (1, "y"), (0, "z"))}
+    if tilt_deg is not None:
+        measured = _measured(shells, np.shape(a), np.asarray(tilt_deg, dtype=np.float64), every_tilt)
+        parts.update(measured=measured, wedge=~measured)
+    one, two = (sfft.rfftn(_masked(v, mask)) for v in (a, b))
+    masked, *by_part = shells.correlation(one, two, pixel_size_A, (None, *parts.values()))
+
+    below = np.flatnonzero(unmasked.correlation < RANDOMISE_BELOW)
+    first = int(below[0]) if len(below) else len(shells.frequency)
+    generator = np.random.default_rng(seed)
+    one, two = (sfft.rfftn(_masked(_random_phases(v, shells, first, np.shape(a), generator), mask)) for v in (x, y))
+    randomised = shells.correlation(one, two, pixel_size_A)[0]
+    return VolumeFsc(
+        unmasked,
+        masked,
+        randomised,
+        _corrected(masked, randomised, first + SHELLS_LEFT),
+        float(1 / unmasked.frequency_per_A[first]) if len(below) else None,
+        dict(zip(parts, by_part, strict=True)),
+    )
+
+
+def _masked(volume: Volume, mask: Volume) -> F32:
+    """Volume less its mean under the mask, times the mask: a mean left in would be the mask's own transform."""
+    weight = float(np.sum(mask, dtype=np.float64))
+    if weight <= 0:
+        raise ValueError("the mask is 0 everywhere")
+    values = np.asarray(volume, dtype=np.float32)
+    mean = float(np.sum(values * mask, dtype=np.float64)) / weight
+    return np.asarray((values - np.float32(mean)) * mask, dtype=np.float32)
+
+
+def _random_phases(
+    transform: Complex, shells: FourierShells, first: int, shape: Sequence[int], generator: np.random.Generator
+) -> F32:
+    """The volume with the phases of white noise from shell ``first`` on; amplitudes stay, and it stays real."""
+    noise = sfft.rfftn(generator.standard_normal(shape, dtype=np.float32))
+    number = len(shells.frequency)
+    far = shells.radius >= (first + 0.5) / (2 * number)
+    mixed = np.where(far, np.abs(transform) * noise / np.maximum(np.abs(noise), 1e-12), transform)
+    return np.asarray(sfft.irfftn(mixed, s=shape), dtype=np.float32)
+
+
+def _corrected(masked: ShellCorrelation, randomised: ShellCorrelation, first: int) -> ShellCorrelation:
+    values = masked.correlation.copy()
+    noise = np.minimum(randomised.correlation[first:], 1 - 1e-6)
+    values[first:] = (values[first:] - noise) / (1 - noise)
+    return ShellCorrelation(masked.frequency_per_A, values, masked.count)
+
+
+def _measured(shells: FourierShells, shape: Sequence[int], tilt_deg: F64, every_tilt: bool) -> Bools:
+    """Components within half a slice's thickness of what the tilts have seen, shaped to broadcast."""
+    nz, ny, nx = shape
+    if every_tilt:
+        return np.asarray(measured_region((nz, ny, nx), tilt_deg) >= 0.5)
+    return np.asarray(soft_limit(beyond_tilt_range(shells.axes[2], shells.axes[0], tilt_deg), nz) >= 0.5)

@@ -1,0 +1,69 @@
+"""Picture of Fourier shell or ring curves with their thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from inrtomo.io.files import atomic_path
+from inrtomo.metrics.fsc import HALF_MAPS, REFERENCE
+from inrtomo.metrics.shells import ShellCorrelation
+
+DPI = 120
+COLORS = {"unmasked": "0.6", "masked": "C0", "randomised": "C3", "corrected": "black"}
+SINGLE_SHOWN = 50
+
+
+def fsc_plot(
+    curves: Mapping[str, ShellCorrelation],
+    main: str,
+    threshold: float,
+    path: str | Path,
+    *,
+    single: Sequence[ShellCorrelation] = (),
+    title: str = "",
+) -> Path:
+    """Curves over frequency: those of the whole of Fourier space left, those of its parts (if any) right.
+
+    Args:
+        curves: by name; main: the one whose crossing of ``threshold`` is marked.
+        single: curves of single images, drawn thin behind the others, evenly spread if there are many.
+
+    Writes ``path`` (PNG; an older one is replaced) and returns it.
+    """
+    whole = {name: curve for name, curve in curves.items() if name == main or name in COLORS}
+    parts = {name: curve for name, curve in curves.items() if name not in whole}
+    figure = Figure(figsize=(12 if parts else 6.5, 4.8), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(1, 2 if parts else 1, squeeze=False, sharey=True)[0])
+    for k in np.unique(np.linspace(0, len(single) - 1, min(len(single), SINGLE_SHOWN)).astype(int)):
+        panels[0].plot(single[k].frequency_per_A, single[k].correlation, color="0.85", linewidth=0.7)
+    for name, curve in whole.items():
+        panels[0].plot(curve.frequency_per_A, curve.correlation, color=COLORS.get(name, "black"), label=name)
+    resolution = curves[main].resolution_A(threshold)
+    if np.isfinite(resolution):
+        panels[0].axvline(1 / resolution, color="C2", linewidth=1, label=f"{resolution:.1f} Å at {threshold:g}")
+    for name, curve in parts.items():
+        label = f"cone about {name}" if len(name) == 1 else name
+        panels[1].plot(curve.frequency_per_A, curve.correlation, label=label)
+    for panel, text in zip(panels, ("all directions", "parts of Fourier space, under the mask"), strict=False):
+        _axes(panel, float(curves[main].frequency_per_A[-1]), text)
+    figure.suptitle(title, fontsize=10)
+    with atomic_path(path, overwrite=True) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+    return Path(path)
+
+
+def _axes(axes: Axes, nyquist_per_A: float, title: str) -> None:
+    """Thresholds, limits, and frequencies labelled by their resolution."""
+    for level in (HALF_MAPS, REFERENCE):
+        axes.axhline(level, color="0.5", linewidth=0.8, linestyle=":")
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    ticks = nyquist_per_A * np.arange(1, 6) / 5
+    axes.set_xticks(ticks, [f"1/{1 / tick:.3g}" for tick in ticks])
+    axes.set(title=title, xlabel="frequency (1/Å)", ylabel="correlation", xlim=(0, nyquist_per_A), ylim=(-0.15, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")

@@ -1,0 +1,212 @@
+"""inr-fsc: what it prints and writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pandas as pd
+import pytest
+import starfile
+from scipy.ndimage import gaussian_filter
+
+from inrtomo.io.mrc import read_volume, write_stack, write_volume
+from inrtomo.metrics.registration import translated
+from tests.running import Inr, assert_refused
+
+SHAPE = (20, 48, 40)
+VOXEL_A = 5.0
+MAIN_COLUMNS = [
+    "rlnSpectralIndex",
+    "rlnResolution",
+    "rlnAngstromResolution",
+    "rlnFourierShellCorrelation",
+    "rlnFourierShellCorrelationCorrected",
+    "rlnFourierShellCorrelationUnmaskedMaps",
+    "rlnFourierShellCorrelationMaskedMaps",
+    "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps",
+]
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+
+
+@pytest.fixture
+def halves(tmp_path: Path) -> tuple[Path, Path]:
+    """Odd and even: the same blobs, resolved to some 15 Å."""
+    signal = gaussian_filter(noise(0), 1.5)
+    signal *= 2 / signal.std()
+    paths = tmp_path / "odd.mrc", tmp_path / "even.mrc"
+    for seed, path in enumerate(paths, 1):
+        write_volume(path, signal + noise(seed), VOXEL_A)
+    return paths
+
+
+def test_what_is_written(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    result = inr("fsc", *halves, "-o", tmp_path / "out" / "a.b", "--tilts=-60,50")
+    assert result.exit_code == 0, result.output
+    values = json.loads((tmp_path / "out" / "a.b.json").read_text())
+    assert values["convention"] == "half maps" and values["threshold"] == 0.143
+    assert 11 < values["resolution_A"] < 20
+    assert f"resolution {values['resolution_A']:.1f} Å" in result.output and "half maps" in result.output
+    assert values["resolution_A"] == values["curves"]["corrected"]["resolution_A"]["0.143"]
+    assert values["curves"]["corrected"]["resolution_A"]["0.5"] > values["resolution_A"]
+    assert set(values["curves"]) == {
+        "unmasked", "masked", "randomised", "corrected", "x", "y", "z", "measured", "wedge"
+    }  # fmt: skip
+    assert values["tilt_deg"] == [-60, 50]
+    assert (tmp_path / "out" / "a.b.png").read_bytes().startswith(b"\x89PNG")
+    table = pd.read_csv(tmp_path / "out" / "a.b.csv")
+    assert len(table) == min(SHAPE) // 2
+    np.testing.assert_allclose(table["frequency_per_A"] * table["resolution_A"], 1, rtol=1e-4)
+    np.testing.assert_allclose(table["corrected"], values["curves"]["corrected"]["correlation"], rtol=1e-4)
+    for line in ("cone about z", "wedge", "-60.0° to 50.0°", "5 Å"):
+        assert line in result.output
+
+
+def test_star_is_relions(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    assert inr("fsc", *halves, "-o", tmp_path / "a", "--mask", "slab").exit_code == 0
+    blocks = starfile.read(tmp_path / "a.star")
+    assert list(blocks) == ["general", "fsc", "fsc_x", "fsc_y", "fsc_z"]
+    values = json.loads((tmp_path / "a.json").read_text())
+    general = blocks["general"]
+    assert float(general["rlnFinalResolution"]) == pytest.approx(values["resolution_A"])
+    assert general["rlnUnfilteredMapHalf1"] == str(halves[0]) and general["rlnMaskName"] == "slab"
+    assert float(general["rlnRandomiseFrom"]) == pytest.approx(values["randomised_from_A"])
+    table = blocks["fsc"]
+    assert list(table.columns) == MAIN_COLUMNS
+    assert list(table["rlnSpectralIndex"]) == list(range(11))
+    assert list(table.iloc[0][1:]) == [0, 999, 1, 1, 1, 1, 1]
+    np.testing.assert_allclose(table["rlnResolution"][1:], np.arange(1, 11) / 20 / VOXEL_A, atol=1e-6)
+    np.testing.assert_allclose(table["rlnAngstromResolution"].iloc[-1], 2 * VOXEL_A)
+    t, n, corrected = (table[MAIN_COLUMNS[k]][1:] for k in (6, 7, 4))
+    late = np.abs(corrected - t) > 1e-6
+    assert late.any()
+    np.testing.assert_allclose(corrected[late], ((t - n) / (1 - n))[late], atol=2e-6)
+    assert list(blocks["fsc_z"].columns) == MAIN_COLUMNS[:4]
+
+
+def test_reference_convention_and_registration(inr: Inr, tmp_path: Path) -> None:
+    truth = gaussian_filter(noise(0), 1.5)
+    moved = translated(truth + 0.2 * truth.std() * noise(1), (1.0, -2.0, 3.0))
+    write_volume(tmp_path / "map.mrc", moved, VOXEL_A)
+    write_volume(tmp_path / "truth.mrc", truth, VOXEL_A)
+    found = {}
+    for kind in ("none", "translation", "rigid"):
+        args = (tmp_path / "map.mrc", tmp_path / "truth.mrc", "--reference", "--register", kind)
+        result = inr("fsc", *args, "-o", tmp_path / kind)
+        assert result.exit_code == 0 and "VOL2 as the truth, 0.5" in result.output, result.output
+        found[kind] = json.loads((tmp_path / f"{kind}.json").read_text())
+    assert found["none"]["registration"] is None
+    for kind, tolerance in (("translation", 0.1), ("rigid", 0.15)):
+        np.testing.assert_allclose(found[kind]["registration"]["shift_px_xyz"], [-3, 2, -1], atol=tolerance)
+        assert found[kind]["resolution_A"] < 25 < 0.7 * (found["none"]["resolution_A"] or np.inf)
+
+
+def test_orientation_mask_and_local_map_follow_the_files(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    """The same volumes as IMOD's tilt writes them give the same curves; the local map lies over them."""
+    mask = np.zeros(SHAPE, np.float32)
+    mask[5:15, 8:40, 8:30] = 1
+    write_volume(tmp_path / "mask.mrc", mask, VOXEL_A)
+    for name in ("odd", "even", "mask"):
+        volume, _ = read_volume(tmp_path / f"{name}.mrc")
+        write_volume(tmp_path / f"imod_{name}.mrc", volume[::-1].transpose(1, 0, 2), VOXEL_A)
+    curves = {}
+    for prefix in ("", "imod_"):
+        paths = (tmp_path / f"{prefix}{name}.mrc" for name in ("odd", "even", "mask"))
+        one, two, mask_path = paths
+        result = inr("fsc", one, two, "--mask", mask_path, "--local", "-o", tmp_path / f"{prefix}out")
+        assert result.exit_code == 0, result.output
+        assert ("imod" in result.output.split("orientation")[1].splitlines()[0]) == bool(prefix)
+        curves[prefix] = json.loads((tmp_path / f"{prefix}out.json").read_text())
+    for name, curve in curves[""]["curves"].items():
+        if name != "randomised" and name != "corrected":
+            np.testing.assert_allclose(curve["correlation"], curves["imod_"]["curves"][name]["correlation"], atol=1e-4)
+    plain, voxel = read_volume(tmp_path / "out_local.mrc")
+    turned, _ = read_volume(tmp_path / "imod_out_local.mrc")
+    assert plain.shape == SHAPE and voxel == pytest.approx(VOXEL_A)
+    assert 2 * VOXEL_A <= plain.min() and plain.max() <= 16 * VOXEL_A
+    np.testing.assert_allclose(turned, plain[::-1].transpose(1, 0, 2), rtol=1e-3)
+    assert curves[""]["mask_volume_fraction"] > mask.mean()  # it was given a soft edge
+
+
+def test_images(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    result = inr("fsc", *halves, "--frc", "-o", tmp_path / "rings")
+    assert result.exit_code == 0, result.output
+    values = json.loads((tmp_path / "rings.json").read_text())
+    assert list(values["curves"]) == ["frc"] and len(values["image_resolution_A"]) == SHAPE[0]
+    assert list(starfile.read(tmp_path / "rings.star")["fsc"].columns) == MAIN_COLUMNS[:4]
+    for path in halves:
+        write_stack(path.with_stem(f"{path.stem}_1"), read_volume(path)[0][:1], VOXEL_A)
+    single = [path.with_stem(f"{path.stem}_1") for path in halves]
+    assert inr("fsc", *single, "-o", tmp_path / "single").exit_code == 0
+    assert_refused(inr("fsc", *single, "--local", "-o", tmp_path / "no"), "--local", "images")
+
+
+def test_every_tilt_of_an_alignment(inr: Inr, tiny_series: Path, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    result = inr("fsc", *halves, "--tilts", tiny_series / "ts_truth.json", "-o", tmp_path / "a")
+    assert result.exit_code == 0 and "21 tilts" in result.output, result.output
+    result = inr("fsc", *halves, "--tilts", tiny_series / "ts.rawtlt", "-o", tmp_path / "b")
+    assert result.exit_code == 0 and "21 tilts" in result.output, result.output
+
+
+def test_refusals(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    odd, even = halves
+    values, _ = read_volume(odd)
+
+    def other(name: str, volume: np.ndarray, pixel_size_A: float | None = VOXEL_A) -> Path:
+        return write_volume(tmp_path / f"{name}.mrc", volume, pixel_size_A)
+
+    holes = values.copy()
+    holes[3, 4, 5] = np.nan
+    with mrcfile.new(tmp_path / "text.mrc") as mrc:
+        mrc.set_data(values)
+    (tmp_path / "text.mrc").write_text("no volume")
+    (tmp_path / "angles.tlt").write_text("0\n0\n")
+    cases: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
+        ((odd, other("small", values[:, :40])), ("40 x 48 x 20", "40 x 40 x 20")),
+        ((odd, other("coarse", values, 8.0)), ("5", "8", "--pixel-size")),
+        ((other("bare", values, None),) * 2, ("bare.mrc", "--pixel-size")),
+        ((odd, other("nan", holes)), ("nan.mrc", "1 voxels", "NaN")),
+        ((other("flat", np.full(SHAPE, 3.0)), even), ("flat.mrc", "blank")),
+        ((odd, tmp_path / "none.mrc"), ("none.mrc",)),
+        ((odd, tmp_path / "text.mrc"), ("text.mrc",)),
+        ((other("thin", values[:4]), other("thin2", values[:4])), ("thin.mrc", "8", "--frc")),
+        ((*halves, "--mask", other("outside", values)), ("outside.mrc", "0 to 1")),
+        ((*halves, "--mask", other("short", (values > 0)[:10].astype(np.float32))), ("short.mrc", "size")),
+        ((*halves, "--mask", tmp_path / "none.mrc"), ("none.mrc",)),
+        ((*halves, "--mask", other("empty", np.zeros(SHAPE))), ("empty.mrc", "blank")),
+        ((*halves, "--tilts", "60,60"), ("60,60",)),
+        ((*halves, "--tilts", "north,south"), ("north",)),
+        ((*halves, "--tilts", "-95,60"), ("-95",)),
+        ((*halves, "--tilts", tmp_path / "angles.tlt"), ("angles.tlt",)),
+        ((*halves, "--pixel-size", "nan"), ("--pixel-size",)),
+        ((*halves, "--frc", "--register", "rigid"), ("--register",)),
+        ((*halves, "--cone", "0"), ("--cone",)),
+    ]
+    for args, words in cases:
+        assert_refused(inr("fsc", *args, "-o", tmp_path / "no"), *words)
+        assert not list(tmp_path.glob("no*"))
+
+
+def test_nothing_is_overwritten_unasked(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "taken.csv").write_text("precious")
+    args = ("fsc", *halves, "-o", tmp_path / "taken")
+    assert_refused(inr(*args), "taken.csv", "--overwrite")
+    assert (tmp_path / "taken.csv").read_text() == "precious" and not (tmp_path / "taken.json").exists()
+    assert inr(*args, "--overwrite").exit_code == 0
+    assert (tmp_path / "taken.csv").read_text() != "precious"
+
+
+def test_a_volume_against_itself(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    result = inr("fsc", halves[0], halves[0], "-o", tmp_path / "same")
+    assert result.exit_code == 0 and "10.0 (Nyquist)" in result.output, result.output
+    values = json.loads((tmp_path / "same.json").read_text())
+    assert values["randomised_from_A"] is None and values["resolution_A"] == pytest.approx(2 * VOXEL_A)
+    write_volume(tmp_path / "against.mrc", -read_volume(halves[0])[0], VOXEL_A)
+    result = inr("fsc", halves[0], tmp_path / "against.mrc", "-o", tmp_path / "against")
+    assert result.exit_code == 0 and "no resolution" in result.output
+    assert json.loads((tmp_path / "against.json").read_text())["resolution_A"] is None
