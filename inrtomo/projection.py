@@ -268,6 +268,26 @@ def _read(projections, i, j, value, slope_u, slope_v):  # type: ignore[no-untype
 
 
 @nb.njit(parallel=True, fastmath=True, cache=True)
+def _values(projections, i, j, value):  # type: ignore[no-untyped-def]
+    n_tilts, nu, nv = projections.shape
+    for task in nb.prange(n_tilts * i.shape[1]):
+        m, row = task // i.shape[1], task % i.shape[1]
+        image = projections[m]
+        for col in range(i.shape[2]):
+            u, v = i[m, row, col], j[m, row, col]
+            ku, kv = int(np.floor(u)), int(np.floor(v))
+            if ku < 1 or kv < 1 or ku > nu - 3 or kv > nv - 3:
+                value[m, row, col] = 0.0
+                continue
+            wu, wv = _cubic(np.float32(u - ku)), _cubic(np.float32(v - kv))
+            total = np.float32(0)
+            for a in range(4):
+                line = image[ku - 1 + a]
+                total += wu[a] * (wv[0] * line[kv - 1] + wv[1] * line[kv] + wv[2] * line[kv + 1] + wv[3] * line[kv + 2])
+            value[m, row, col] = total
+
+
+@nb.njit(parallel=True, fastmath=True, cache=True)
 def _spread(values, i, j, out):  # type: ignore[no-untyped-def]
     n_tilts, nu, nv = out.shape
     for m in nb.prange(n_tilts):
@@ -297,6 +317,13 @@ def read_at(projections: F32, u: F32, v: F32) -> tuple[F32, F32, F32]:
     value, slope_u, slope_v = np.empty_like(u), np.empty_like(u), np.empty_like(u)
     _read(projections, u, v, value, slope_u, slope_v)
     return value, slope_u, slope_v
+
+
+def values_at(projections: F32, u: F32, v: F32) -> F32:
+    """`read_at`'s value alone, zero outside the lattice."""
+    value = np.empty_like(u)
+    _values(projections, u, v, value)
+    return value
 
 
 def spread_at(values: F32, u: F32, v: F32, shape: tuple[int, int, int]) -> F32:

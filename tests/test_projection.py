@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from inrtomo.projection import Lattice, back_project, project, read_at, spread_at
+from inrtomo.projection import Lattice, back_project, project, read_at, spread_at, values_at
 
 TILTS = np.array([-60.0, -46.0, -44.0, -30.0, 0.0, 30.0, 44.0, 46.0, 60.0])
 
@@ -84,4 +84,5 @@ def test_outside_is_marked_and_takes_nothing():
     value, slope, _ = read_at(projections, u, np.full_like(u, 5.0))
     assert np.isnan(value[0, 0, [0, 2]]).all() and value[0, 0, 1] == pytest.approx(1)
     assert slope[0, 0, 0] == 0
+    np.testing.assert_array_equal(values_at(projections, u, np.full_like(u, 5.0)), np.nan_to_num(value))
     assert spread_at(np.ones_like(u), u, np.full_like(u, 5.0), (1, 10, 10)).sum() == pytest.approx(1, abs=1e-5)

@@ -7,9 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from inrtomo import projection
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
 from inrtomo.geometry import axis_rotation, centred_coordinates, specimen_to_aligned
+from inrtomo.projection import Lattice
+from inrtomo.reconstruct import joseph
 from inrtomo.reconstruct.rays import Rays, bin_images, level_volume
 
 TILTS = np.arange(-60.0, 61, 12)
@@ -80,6 +83,24 @@ def test_a_blob_is_seen_where_the_alignment_says_with_its_integral(bin, x_tilt, 
         for along in (0, 1):
             shift = (mass * p[inside][:, along]).sum() / mass.sum() - (true * p[inside][:, along]).sum() / true.sum()
             assert abs(shift) < 0.02 * bin
+
+
+@pytest.mark.parametrize("n_rows", [5, 300])
+def test_the_projector_is_the_one_of_the_joint_fit(n_rows):
+    rng = np.random.default_rng(0)
+    tilts = np.array([-180.0, -120, -90, -60, -45.1, -44.9, 0, 30, 45, 60, 89.9])
+    lattice = Lattice(2.0, (9, 31, n_rows), (-8.0, -30.0, 0.0))
+    density = rng.normal(size=lattice.shape).astype(np.float32)
+    images = rng.normal(size=(len(tilts), 25, n_rows)).astype(np.float32)
+    made, expected = (p.project(density, lattice, tilts, 25) for p in (joseph, projection))
+    np.testing.assert_allclose(made, expected, atol=1e-4)
+    spread = projection.back_project(images, lattice, tilts)
+    once = np.zeros_like(density)
+    joseph.correct(once, images, lattice, tilts)
+    np.testing.assert_allclose(once, spread, atol=1e-4)
+    corrected, step = density.copy(), rng.random(density.shape, dtype=np.float32)
+    joseph.correct(corrected, images, lattice, tilts, step, lowest=-0.5)
+    np.testing.assert_allclose(corrected, np.maximum(density + step * spread, -0.5), atol=1e-4)
 
 
 def test_rays_at_every_tilt_stay_in_the_lattice_until_they_leave_the_slab():

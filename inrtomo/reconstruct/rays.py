@@ -25,7 +25,8 @@ from inrtomo.align.motion import lattice_indices
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.geometry import centred_coordinates
-from inrtomo.projection import Lattice, back_project, project, read_at, spread_at
+from inrtomo.projection import Lattice, spread_at, values_at
+from inrtomo.reconstruct import joseph
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -91,20 +92,39 @@ class Rays:
 
         Zero where the lattice is not `seen`.
         """
-        ideal = project(rho, self.lattice, self.tilt_deg[tilts], self.n_u)
-        values, _, _ = read_at(ideal, self._u[tilts], self._v[tilts])
-        return np.nan_to_num(values, copy=False) * np.float32(self.lattice.spacing)
+        values = values_at(joseph.project(rho, self.lattice, self.tilt_deg[tilts], self.n_u), *self._indices(tilts))
+        values *= np.float32(self.lattice.spacing)
+        return values
 
     def adjoint(self, images: F32, tilts: Ints) -> F32:
         """``[z, x, y]``: every pixel of ``images`` ``(len(tilts), rows, cols)`` spread along its ray."""
+        out = np.zeros(self.lattice.shape, dtype=np.float32)
+        self.correct(out, images, tilts)
+        return out
+
+    def correct(
+        self, rho: F32, images: F32, tilts: Ints, step: F32 | None = None, lowest: float = joseph.NO_BOUND
+    ) -> None:
+        """``rho = max(lowest, rho + step * adjoint(images, tilts))`` in one pass, in place."""
         shape = (len(tilts), self.n_u, self.lattice.shape[2])
-        spread = spread_at(images * np.float32(self.lattice.spacing), self._u[tilts], self._v[tilts], shape)
-        return back_project(spread, self.lattice, self.tilt_deg[tilts])
+        spread = spread_at(images, *self._indices(tilts), shape)
+        spread *= np.float32(self.lattice.spacing)
+        joseph.correct(rho, spread, self.lattice, self.tilt_deg[tilts], step, lowest)
+
+    @property
+    def indices(self) -> tuple[F32, F32]:
+        """Where in the ideal projections the pixels read: fractional (column, row) ``(n_tilts, rows, cols)``."""
+        return self._u, self._v
 
     def seen(self, tilts: Ints) -> NDArray[np.bool_]:
         """Which pixels ``(len(tilts), rows, cols)`` look at rows of the lattice."""
-        u, v = self._u[tilts], self._v[tilts]
+        u, v = self._indices(tilts)
         return (u >= 1) & (u < self.n_u - 2) & (v >= 1) & (v < self.lattice.shape[2] - 2)
+
+    def _indices(self, tilts: Ints) -> tuple[F32, F32]:
+        if np.array_equal(tilts, np.arange(len(self._u))):
+            return self.indices  # not a copy
+        return self._u[tilts], self._v[tilts]
 
     def _aligned(self, alignment: Alignment, x: Array, y: Array) -> tuple[F32, F32]:
         """Aligned positions (u, v), raw px, of raw pixels; u as in the frame in which the slab is not x-tilted."""
