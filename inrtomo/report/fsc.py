@@ -49,8 +49,10 @@ def fsc_plot(
     for name, curve in parts.items():
         label = f"cone about {name}" if len(name) == 1 else name
         panels[1].plot(curve.frequency_per_A, curve.correlation, label=label)
+    lowest = min(float(np.nanmin(curve.correlation)) for curve in curves.values())
     for panel, text in zip(panels, ("all directions", "parts of Fourier space, under the mask"), strict=False):
         _axes(panel, float(curves[main].frequency_per_A[-1]), text)
+        panel.set_ylim(min(lowest - 0.02, -0.1), 1.02)
     figure.suptitle(title, fontsize=10)
     with atomic_path(path, overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
@@ -64,6 +66,6 @@ def _axes(axes: Axes, nyquist_per_A: float, title: str) -> None:
     axes.axhline(0, color="0.3", linewidth=0.8)
     ticks = nyquist_per_A * np.arange(1, 6) / 5
     axes.set_xticks(ticks, [f"1/{1 / tick:.3g}" for tick in ticks])
-    axes.set(title=title, xlabel="frequency (1/Å)", ylabel="correlation", xlim=(0, nyquist_per_A), ylim=(-0.15, 1.02))
+    axes.set(title=title, xlabel="frequency (1/Å)", ylabel="correlation", xlim=(0, nyquist_per_A))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right")
