@@ -22,7 +22,6 @@ Real = NDArray[Any]
 
 TAPER = 0.2
 """Part of each side over which a density falls to 0 before its Fourier transform."""
-WORKERS = -1
 
 
 def deformation_size(
@@ -159,10 +158,10 @@ def wedge_penalty(
     """Fourier amplitude in the missing wedge beyond the Crowther frequency, weighted by frequency.
 
     ``sum_k w(k) (sqrt(|F(k)|^2 + rounding^2) - rounding)`` over all components of the unitary transform F of the
-    density under a soft edge; ``w = k / k_Nyquist`` with ``k = |(kx, kz)|`` outside the outermost tilts and above
+    density under a soft edge; ``w = |k| / k_Nyquist`` outside the outermost tilts and above
     `wedge.crowther_frequency`, 0 elsewhere, with edges as soft as the slab's blur. This is the regularisation of the
-    missing-wedge coordinate network (its figure 4, planes of constant y). Amplitude, not its square: white noise has
-    the same size in a unitary component as in a voxel, so a weight means the same as for `total_variation`.
+    missing-wedge coordinate network (its figure 4). Amplitude, not its square: white noise has the same
+    size in a unitary component as in a voxel, so a weight means the same as for `total_variation`.
 
     Args:
         density: lattice ``[z, x, y]``, float32 or float64.
@@ -177,18 +176,21 @@ def wedge_penalty(
     nz, nx, ny = density.shape
     thickness = thickness_px / spacing_px
     kz, kx = np.fft.fftfreq(nz)[:, None], np.fft.fftfreq(nx)[None, :]
-    beyond = 1 - soft_limit(beyond_tilt_range(kx, kz, tilt_deg), thickness)
+    # the soft edge doubles the blur along kz
+    beyond = 1 - soft_limit(beyond_tilt_range(kx, kz, tilt_deg), thickness / 2)
     beyond = (beyond + np.roll(beyond[::-1, ::-1], 1, axis=(0, 1))) / 2  # at Nyquist both signs are one component
-    k = np.hypot(kz, kx)
+    k = np.sqrt((kz**2 + kx**2)[:, :, None] + np.fft.rfftfreq(ny) ** 2)
     above = 1 - soft_limit(np.maximum(k - crowther_frequency(tilt_deg, thickness), 0), thickness)
-    weight = (2 * k * above * beyond)[:, :, None].astype(density.dtype)
+    weight = (2 * k * above * beyond[:, :, None]).astype(density.dtype)
 
     seen = _SoftEdge(density.shape, (0, 1, 2), density.dtype)
-    spectrum = scipy.fft.rfftn(seen.forward(density), norm="ortho", workers=WORKERS)
+    spectrum = scipy.fft.rfftn(seen.forward(density), norm="ortho", workers=nb.get_num_threads())
     amplitude = np.sqrt(spectrum.real**2 + spectrum.imag**2 + density.dtype.type(rounding) ** 2)
     value = np.sum((amplitude - rounding) * weight * _conjugates(ny), dtype=np.float64)
     spectrum *= weight / amplitude
-    return float(value), seen.adjoint(scipy.fft.irfftn(spectrum, density.shape, norm="ortho", workers=WORKERS))
+    return float(value), seen.adjoint(
+        scipy.fft.irfftn(spectrum, density.shape, norm="ortho", workers=nb.get_num_threads())
+    )
 
 
 def isotropic_prior(density: Real, zeta0: float = 0.2) -> tuple[float, Real]:
@@ -217,7 +219,7 @@ def isotropic_prior(density: Real, zeta0: float = 0.2) -> tuple[float, Real]:
     """
     nz, nx, ny = density.shape
     seen = _SoftEdge(density.shape, (1, 2), density.dtype)
-    spectrum = scipy.fft.rfft2(seen.forward(density), norm="ortho", workers=WORKERS)
+    spectrum = scipy.fft.rfft2(seen.forward(density), norm="ortho", workers=nb.get_num_threads())
     amplitude = np.abs(spectrum)
 
     side = min(nx, ny)  # a ring is as wide as the coarser axis' sampling
@@ -238,7 +240,7 @@ def isotropic_prior(density: Real, zeta0: float = 0.2) -> tuple[float, Real]:
     pull = weight * (excess > 0)
     pull -= share * np.bincount(place.ravel(), pull.ravel(), rings * nz)[place]
     spectrum *= (pull / twice / np.where(amplitude > 0, amplitude, 1)).astype(density.dtype)
-    return value, seen.adjoint(scipy.fft.irfft2(spectrum, (nx, ny), norm="ortho", workers=WORKERS))
+    return value, seen.adjoint(scipy.fft.irfft2(spectrum, (nx, ny), norm="ortho", workers=nb.get_num_threads()))
 
 
 def boundary_consistency(values_a: Real, values_b: Real, rounding: float = 0.0) -> tuple[float, Real, Real]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from inrtomo.geometry import rotation_about_x
+from inrtomo.reconstruct import wedge
 from inrtomo.reconstruct.fbp import fbp_volume
 from inrtomo.reconstruct.wedge import crowther_frequency, energy_in_wedge, measured_only, measured_region
 from tests.alignment_phantom import blob_series
@@ -135,3 +136,16 @@ def test_region_is_physical():
 
 def test_constant_volume_has_no_energy():
     assert energy_in_wedge(np.full((8, 8, 8), 3, np.float32), TILTS) == 0.0
+
+
+@pytest.mark.parametrize("x_tilt", [0.0, 7.0])
+def test_parts_make_the_whole(monkeypatch, x_tilt):
+    """Bounded memory changes nothing: against one transform of the whole box."""
+    volume = noise((20, 24, 27)) + 2
+    spectrum = np.fft.rfftn(volume, axes=(0, 1, 2))
+    region = measured_region(volume.shape, TILTS, x_tilt_deg=x_tilt)
+    whole = np.fft.irfftn(spectrum * region, volume.shape, axes=(0, 1, 2))
+    energy = energy_in_wedge(volume, TILTS, x_tilt_deg=x_tilt)
+    monkeypatch.setattr(wedge, "PART_BYTES", 32 * 20 * 24 * 5)
+    np.testing.assert_allclose(measured_only(volume, TILTS, x_tilt_deg=x_tilt), whole, atol=2e-5)
+    assert energy_in_wedge(volume, TILTS, x_tilt_deg=x_tilt) == pytest.approx(energy, rel=1e-5)

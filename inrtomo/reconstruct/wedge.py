@@ -12,8 +12,10 @@ result.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numba as nb
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
@@ -21,8 +23,7 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 Array = NDArray[np.floating[Any]]
 
-ROWS_AT_A_TIME = 32
-WORKERS = -1
+PART_BYTES = 2**28
 
 
 def crowther_frequency(tilt_deg: Array, thickness: float) -> float:
@@ -81,16 +82,7 @@ def measured_region(
     Returns:
         ``(nz, ny or 1, nx // 2 + 1)``; the middle axis is 1 without x-tilt, where ky does not matter.
     """
-    nz, ny, nx = shape
-    thickness = nz if thickness_px is None else thickness_px / voxel_px
-    kz, kx = np.fft.fftfreq(nz)[:, None, None], np.fft.rfftfreq(nx)[None, None, :]
-    if x_tilt_deg:
-        a = np.deg2rad(x_tilt_deg)
-        kz = np.cos(a) * kz - np.sin(a) * np.fft.fftfreq(ny)[None, :, None]
-    region = np.empty(np.broadcast_shapes(kz.shape, kx.shape), dtype=np.float32)
-    for z in range(nz):
-        region[z] = soft_limit(beyond_slices(kx[0], kz[z], tilt_deg), thickness)
-    return region
+    return _region(shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg, slice(0, shape[2] // 2 + 1))
 
 
 def energy_in_wedge(
@@ -106,16 +98,14 @@ def energy_in_wedge(
     weighted back-projections 0.01 to 0.03, from the box's faces. 0 for a constant volume.
     """
     shape = (volume.shape[0], volume.shape[1], volume.shape[2])
-    missing = 1 - measured_region(shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg)
-    missing *= _conjugates(shape[2])
     level = np.float32(np.mean(volume, dtype=np.float64))
-    outside = total = 0.0
-    for rows, axes in _row_blocks(shape[1], x_tilt_deg):
-        part = np.asarray(volume[:, rows], dtype=np.float32) - level
-        spectrum = scipy.fft.rfftn(part, axes=axes, norm="ortho", workers=WORKERS)
-        power = spectrum.real**2 + spectrum.imag**2
-        outside += float(np.sum(power * missing, dtype=np.float64))
-        total += float(np.vdot(part, part))
+    total = sum(float(np.sum((plane - level) ** 2, dtype=np.float64)) for plane in volume)
+    outside = 0.0
+    for part in _parts(shape, x_tilt_deg):
+        missing = 1 - _region(shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg, part.columns)
+        missing *= _conjugates(shape[2])[part.columns]
+        spectrum = part.transform(volume, level)
+        outside += float(np.sum((spectrum.real**2 + spectrum.imag**2) * missing, dtype=np.float64))
     return outside / total if total > 0 else 0.0
 
 
@@ -130,22 +120,86 @@ def measured_only(
     """A volume ``[z, y, x]`` without the Fourier components that no tilt has measured.
 
     Other arguments as `measured_region`. The transform is the box's own, so any program that transforms the box
-    finds nothing outside; the top face is therefore a neighbour of the bottom face. Memory: the result, and without
-    x-tilt a few rows, with it one spectrum of the whole volume.
+    finds nothing outside; the top face is therefore a neighbour of the bottom face. Memory: the result and
+    `PART_BYTES`, whatever the size.
 
     Args:
         overwrite: write into ``volume`` (float32) itself.
     """
     shape = (volume.shape[0], volume.shape[1], volume.shape[2])
-    region = measured_region(shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg)
-    out = volume if overwrite else np.empty(shape, dtype=np.float32)
-    for rows, axes in _row_blocks(shape[1], x_tilt_deg):
-        part = np.asarray(volume[:, rows], dtype=np.float32)
-        spectrum = scipy.fft.rfftn(part, axes=axes, workers=WORKERS)
-        spectrum *= region
-        size = [part.shape[axis] for axis in axes]
-        out[:, rows] = scipy.fft.irfftn(spectrum, size, axes, overwrite_x=True, workers=WORKERS)
+    out = volume if overwrite else np.array(volume, dtype=np.float32)
+    for part in _parts(shape, x_tilt_deg):
+        spectrum = part.transform(out)
+        spectrum *= 1 - _region(shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg, part.columns)
+        part.subtract(spectrum, out)
     return out
+
+
+def _region(
+    shape: tuple[int, int, int],
+    tilt_deg: Array,
+    voxel_px: float,
+    thickness_px: float | None,
+    x_tilt_deg: float,
+    columns: slice,
+) -> F32:
+    """`measured_region` at some of the frequencies along x."""
+    nz, ny, nx = shape
+    thickness = nz if thickness_px is None else thickness_px / voxel_px
+    kz, kx = np.fft.fftfreq(nz)[:, None, None], np.fft.rfftfreq(nx)[None, None, columns]
+    if x_tilt_deg:
+        a = np.deg2rad(x_tilt_deg)
+        kz = np.cos(a) * kz - np.sin(a) * np.fft.fftfreq(ny)[None, :, None]
+    region = np.empty(np.broadcast_shapes(kz.shape, kx.shape), dtype=np.float32)
+    for z in range(nz):
+        region[z] = soft_limit(beyond_slices(kx[0], kz[z], tilt_deg), thickness)
+    return region
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a volume's unitary transform that can be made, and taken from the volume, without the rest.
+
+    Without x-tilt, rows y, transformed along z and x; with it, columns of frequencies kx, transformed along all axes.
+    """
+
+    rows: slice
+    columns: slice
+    along_y: bool
+
+    def transform(self, volume: NDArray[Any], level: Any = 0) -> NDArray[np.complex64]:
+        """Of a volume less ``level``, ``(nz, rows, columns)``."""
+        nz, ny, nx = volume.shape
+        shape = (nz, len(range(ny)[self.rows]), len(range(nx // 2 + 1)[self.columns]))
+        lines = np.empty(shape, dtype=np.complex64)
+        for z in range(nz):
+            plane = np.asarray(volume[z, self.rows], dtype=np.float32) - np.float32(level)
+            lines[z] = scipy.fft.rfft(plane, norm="ortho")[:, self.columns]
+        return self._across(scipy.fft.fftn, lines)
+
+    def subtract(self, spectrum: NDArray[np.complex64], volume: NDArray[Any]) -> None:
+        """Take components, given as `transform` gives them, from the volume."""
+        lines = self._across(scipy.fft.ifftn, spectrum)
+        line = np.zeros((lines.shape[1], volume.shape[2] // 2 + 1), dtype=np.complex64)
+        for z in range(len(volume)):
+            line[:, self.columns] = lines[z]
+            volume[z, self.rows] -= scipy.fft.irfft(line, volume.shape[2], norm="ortho")
+
+    def _across(self, transform: Any, lines: NDArray[np.complex64]) -> NDArray[np.complex64]:
+        axes, workers = (0, 1) if self.along_y else (0,), nb.get_num_threads()
+        out: NDArray[np.complex64] = transform(lines, axes=axes, norm="ortho", overwrite_x=True, workers=workers)
+        return out
+
+
+def _parts(shape: tuple[int, int, int], x_tilt_deg: float) -> Iterator[_Part]:
+    """The parts of a volume ``[z, y, x]``, each within `PART_BYTES` with what is computed from it."""
+    nz, ny, nx = shape
+    n_columns = nx // 2 + 1
+    count, line = (n_columns, ny) if x_tilt_deg else (ny, n_columns)
+    at_a_time = max(1, PART_BYTES // (32 * nz * line))
+    for first in range(0, count, at_a_time):
+        some = slice(first, min(first + at_a_time, count))
+        yield _Part(slice(0, ny), some, True) if x_tilt_deg else _Part(some, slice(0, n_columns), False)
 
 
 def _conjugates(size: int) -> F32:
@@ -155,12 +209,3 @@ def _conjugates(size: int) -> F32:
     if size % 2 == 0:
         count[-1] = 1.0
     return count
-
-
-def _row_blocks(ny: int, x_tilt_deg: float) -> Iterator[tuple[slice, tuple[int, ...]]]:
-    """Rows y that can be treated on their own, and the axes to transform: z and x, all three with an x-tilt."""
-    if x_tilt_deg:
-        yield slice(0, ny), (0, 1, 2)
-        return
-    for first in range(0, ny, ROWS_AT_A_TIME):
-        yield slice(first, first + ROWS_AT_A_TIME), (0, 2)
