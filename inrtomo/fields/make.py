@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from inrtomo.errors import InputError
 from inrtomo.fields import decoders
 from inrtomo.fields.density import Box, DensityField
 from inrtomo.fields.encodings import FourierFeatures, HashGrid
+from inrtomo.fields.factors import FactorGrid
 from inrtomo.fields.grid import GridField
 from inrtomo.fields.network import FourierField, SirenField
+from inrtomo.fields.tensor import TensorField
 
 
 def make_field(
@@ -32,24 +36,30 @@ def make_field(
     scale: float = 1.0,
     initial: float = 0.1,
     backend: str = "cpu",
+    plane: int = 22,
+    tree: Sequence[Sequence[int]] | None = None,
 ) -> DensityField:
     """A density field by name.
 
     Args:
-        kind: ``"hash"`` (hash grid + decoder), ``"voxel"`` (pyramid of voxel grids, summed) or ``"mlp"``
-            (Fourier features + ReLU network).
+        kind: ``"hash"`` (hash grid + decoder), ``"voxel"`` (pyramid of voxel grids, summed), ``"mlp"`` (Fourier
+            features + ReLU network), ``"siren"`` (sinusoidal network) or ``"tensor"`` (quadtree of vector-matrix
+            factors + one layer).
         box: ``(x0, x1, y0, y1, z0, z1)``, raw px from the specimen's centre. A finest grid whose vertices are a
             lattice's points has that lattice's first and last points as its box.
         finest_px: spacing of the finest level, raw px: one voxel of the finest scale of the fit.
-        levels, features: numbers of levels and of features in each (hash 2, voxel 1, mlp 64 frequencies).
+        levels, features: numbers of levels and of features in each (hash 2, voxel 1, mlp 64 frequencies; tensor 16
+            products of each kind in a node, and from ``levels`` on, ``level_cap`` means the tree).
         seed: of the initial parameters.
-        width, hidden: of the decoder (hash 16 and 1, mlp 128 and 3).
+        width, hidden: of the decoder (hash 16 and 1, mlp and siren 128 and 3).
         growth: ratio of spacings of neighbouring levels.
         log2_table: levels with more vertices are hashed.
         decoder: ``"mlp"`` or ``"linear"``, for the hash grid.
         scale: factor of the softplus: typical density of the specimen.
         initial: density everywhere at the start.
-        backend: of grid fields, ``"cpu"`` or ``"reference"``.
+        backend: of grid and tensor fields, ``"cpu"`` or ``"reference"``.
+        plane, tree: of a tensor field: vertices of a node along x and y, and ``(level, i, j)`` of its nodes
+            (None: a uniform tree with vertices four times ``finest_px`` apart, to be refined by `tensor.adapted`).
     """
     config: dict[str, Any] = {
         "kind": kind, "box": [float(v) for v in box], "finest_px": float(finest_px), "levels": levels,
@@ -76,9 +86,15 @@ def make_field(
     if kind == "voxel":
         grid = HashGrid(box, finest_px, levels, features or 1, growth, log2_table=62)
         return GridField(config, grid, decoders.total(grid.n_features))
+    if kind == "tensor":
+        factors = FactorGrid.over(config["box"], finest_px, plane, features or 16)
+        if tree is not None:
+            leaves = tuple((int(level), int(i), int(j)) for level, i, j in tree)
+            factors = factors.with_tree(replace(factors.tree, leaves=leaves))
+        return TensorField(config | {"plane": plane}, factors)
     if kind == "siren":
         return SirenField(config, decoders.mlp(3, width or 128, hidden or 3))
-    raise ValueError(f"unknown field {kind!r}; use 'hash', 'voxel', 'mlp' or 'siren'")
+    raise ValueError(f"unknown field {kind!r}; use 'hash', 'voxel', 'mlp', 'siren' or 'tensor'")
 
 
 def load_field(path: Path) -> DensityField:

@@ -1,6 +1,7 @@
-"""Backends of grid fields. Each module has a class ``Kernels`` with the same methods, checked by the same tests.
+"""Backends of fields. Each module has a class ``Kernels`` with the same methods, checked by the same tests.
 
-``cpu``: numba, float32, what fits use. ``reference``: plain torch, float64, what tests compare with.
+``cpu``: numba, float32, what fits use. ``reference``: plain torch, float64, what tests compare with. Those of
+vector-matrix factors have ``factor_`` before their names.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 BACKENDS = ("cpu", "reference")
 
 
-def load(name: str) -> Any:
+def load(name: str, prefix: str = "") -> Any:
     """The ``Kernels`` class of a backend."""
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; use one of {', '.join(BACKENDS)}")
-    return import_module(f"inrtomo.fields.kernels.{name}").Kernels
+    return import_module(f"inrtomo.fields.kernels.{prefix}{name}").Kernels
