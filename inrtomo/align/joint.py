@@ -93,7 +93,7 @@ class JointSettings:
     seed: int = 0
 
 
-FIELD_RATES = {"hash": 0.03, "voxel": 0.1, "mlp": 1e-3}
+FIELD_RATES = {"hash": 0.03, "voxel": 0.1, "mlp": 1e-3, "siren": 3e-4, "tensor": 0.02}
 HELD_BLOCK_PX = 16
 LATTICE_MARGIN_PX = 16.0
 RATE_AT_END = 0.1  # both rates fall linearly to this fraction within a scale, which averages the noise of late steps
@@ -123,10 +123,14 @@ class JointResult:
 
 @dataclass
 class ScaledData:
-    """The images of one scale: ``(n, rows, cols)`` in units of the noise sd, and their weights."""
+    """The images of one scale: ``(n, rows, cols)`` in units of the noise sd, and their weights.
+
+    ``noise`` is the median over tilts of ``noise_of_tilt`` ``(n,)``, both in units of the images that were binned.
+    """
 
     bin: int
     noise: float
+    noise_of_tilt: Array
     images: F32
     fit: F32
     held: F32
@@ -180,6 +184,7 @@ def scaled_data(images: F32, weight: F32, factor: int, held_blocks: NDArray[np.b
     return ScaledData(
         factor,
         float(np.median(noise)),
+        noise,
         binned,
         np.where(held, 0, w).astype(np.float32),
         np.where(held, w, 0).astype(np.float32),
@@ -393,6 +398,14 @@ class Stage:
         """Transpose of `imaged`."""
         return slopes
 
+    def loss(self, residuals: F32, weight: F32, part: slice) -> tuple[float, F32]:
+        """Mean loss of a batch's residuals and its derivative by them."""
+        return self.fit.loss(residuals, weight)
+
+    def judged(self, residuals: F32, part: slice) -> F32:
+        """What the held-out loss is of: the residuals of pixels that are not fitted."""
+        return residuals
+
     def _residuals(self, ideal: F32, part: slice, update_gain: bool) -> _Residuals:
         """Model minus data of a batch of tilts, background taken out."""
         fit, data = self.fit, self.data
@@ -424,10 +437,10 @@ class Stage:
 
     def data_term(self, ideal: F32, part: slice, total: DataTotal, with_motion: bool, with_gain: bool = False) -> F32:
         """Gradient of the loss by a batch's ideal projections ``(n, n_u, n_v)``; losses and block sums go to total."""
-        fit, data = self.fit, self.data
+        data = self.data
         r = self._residuals(ideal, part, update_gain=with_motion or with_gain)
-        mean, slope = fit.loss(r.values, r.weight)
-        held_mean, _ = fit.loss(r.values, r.held)
+        mean, slope = self.loss(r.values, r.weight, part)
+        held_mean, _ = self.loss(self.judged(r.values, part), r.held, part)
         n_fit, n_held = float(r.weight.sum(dtype=np.float64)), float(r.held.sum(dtype=np.float64))
         total.values += [mean * n_fit, n_fit, held_mean * n_held, n_held]
         weighted = slope * np.float32(n_fit)

@@ -183,6 +183,26 @@ class _TiltList(click.ParamType):
         return tuple(sorted(indices))
 
 
+class _Memory(click.ParamType):
+    """``4G``, ``500M`` or plain GiB -> bytes."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value).strip().upper().removesuffix("IB").removesuffix("B")
+        unit = {"M": 2.0**20, "G": 2.0**30, "T": 2.0**40}.get(text[-1:], 0.0)
+        try:
+            size = float(text[:-1]) * unit if unit else float(text) * 2.0**30
+        except ValueError:
+            size = 0.0
+        if not 0 < size < float("inf"):
+            self.fail(f"{value!r} is not a size of memory; write it as 4G or 500M", param, ctx)
+        return size
+
+
+MEMORY = _Memory()
 TILT_AXIS = _TiltAxis()
 TILT_LIST = _TiltList()
 
@@ -221,7 +241,9 @@ class Progress:
         self._start = self._shown = time.monotonic()
         return self
 
-    def __call__(self, fraction: float, *, scale: str = "", loss: float | None = None) -> None:
+    def __call__(
+        self, fraction: float, *, scale: str = "", loss: float | None = None, held_out: float | None = None
+    ) -> None:
         """Report the fraction of the work done; prints only when the last line is old enough."""
         now = time.monotonic()
         if now - self._shown < self.interval_s:
@@ -233,6 +255,8 @@ class Progress:
             parts.append(scale)
         if loss is not None:
             parts.append(f"loss {loss:.5g}")
+        if held_out is not None:
+            parts.append(f"held-out loss {held_out:.5g}")
         if fraction > 0:
             parts.append(f"{_duration(elapsed * (1 - fraction) / fraction)} left")
         self._write("  ".join(parts))

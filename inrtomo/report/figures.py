@@ -33,7 +33,19 @@ LONGEST_ARROW = 2.0
 def slices(volume: NDArray[Any], path: str | Path, title: str = "", pixel_size_A: float | None = None) -> Path:
     """The three central slices of a volume ``[z, y, x]``: seen from above, from the front and from the side."""
     top, front, side = (_central_slab(volume, axis) for axis in range(3))
-    depth, height, width = volume.shape
+    return draw_slices(top, front, side, path, title, pixel_size_A)
+
+
+def draw_slices(
+    top: NDArray[Any],
+    front: NDArray[Any],
+    side: NDArray[Any],
+    path: str | Path,
+    title: str = "",
+    pixel_size_A: float | None = None,
+) -> Path:
+    """Three slices as one picture: ``[y, x]`` from above, ``[z, x]`` from the front and ``[z, y]`` from the side."""
+    (height, width), depth = top.shape, front.shape[0]
     inches = 7.0 / max(width + depth, height + depth)
     figure = Figure(figsize=((width + depth) * inches + 1.2, (height + depth) * inches + 1.0), layout="constrained")
     grid = figure.subplots(2, 2, gridspec_kw={"width_ratios": [width, depth], "height_ratios": [height, depth]})
