@@ -10,6 +10,7 @@ import pytest
 
 from inrtomo.errors import InputError
 from inrtomo.fields import Adam, lattice_axes, load_field, make_field
+from inrtomo.fields.network import SirenField
 
 BOX = (-11.0, 14.0, -9.0, 21.0, -6.0, 5.0)
 
@@ -111,7 +112,28 @@ def test_gradients_by_finite_differences(kind):
     assert (values[0] - values[1]) / 2e-3 == pytest.approx(float(field.grad @ direction), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", ["hash", "voxel", "mlp"])
+def test_sinusoidal_network_starts_with_phases_of_unit_spread_and_has_its_gradients():
+    box = (-32.0, 32.0, -32.0, 32.0, -8.0, 8.0)
+    field = make_field("siren", box, 1.0, seed=0, width=64)
+    assert isinstance(field, SirenField)
+    rng = np.random.default_rng(5)
+    xyz = rng.uniform(-7, 7, size=(400, 3)).astype(np.float32)
+    value = xyz / 32
+    for k, (matrix, offsets) in enumerate(field.decoder.layers(field.parameters())[:-1]):
+        phase = 30 * value @ matrix.T
+        if k > 0:
+            assert phase.std() == pytest.approx(1.0, abs=0.15)
+        value = np.sin(phase + 30 * offsets)
+    grad = rng.normal(size=len(xyz)).astype(np.float32)
+    field.points(xyz)
+    slope = field.backward_points(grad)
+    for axis in range(3):
+        move = np.eye(3, dtype=np.float32)[axis] * 0.05
+        numeric = (field.points(xyz + move) - field.points(xyz - move)) * grad / 0.1
+        np.testing.assert_allclose(numeric, slope[:, axis], atol=0.03 * np.abs(slope).max())
+
+
+@pytest.mark.parametrize("kind", ["hash", "voxel", "mlp", "siren"])
 def test_lattice_and_points_agree(kind):
     field = make_field(kind, BOX, 1.0, levels=3, features=2, seed=4, initial=0.2)
     field.parameters()[:] *= 3
@@ -121,7 +143,7 @@ def test_lattice_and_points_agree(kind):
     np.testing.assert_allclose(field.lattice(spec).ravel(), field.points(xyz), rtol=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["hash", "voxel", "mlp"])
+@pytest.mark.parametrize("kind", ["hash", "voxel", "mlp", "siren"])
 def test_starts_at_the_initial_density_and_is_repeatable(kind):
     first, second, other = (make_field(kind, BOX, 1.0, levels=4, seed=s, initial=0.05, scale=0.5) for s in (7, 7, 8))
     rho = first.lattice(LATTICES[0])
@@ -159,7 +181,7 @@ def test_levels_that_are_off_neither_act_nor_learn():
     assert field.active_groups(2) == ["level0", "level1", "decoder"]
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("hash", 0.03), ("voxel", 0.1), ("mlp", 2e-3)])
+@pytest.mark.parametrize(("kind", "rate"), [("hash", 0.03), ("voxel", 0.1), ("mlp", 2e-3), ("siren", 1e-3)])
 def test_fits_a_blob(kind, rate):
     lattice = Lattice(1.0, (12, 16, 16), (-6.0, -8.0, -8.0))
     z, x, y = np.meshgrid(*lattice_axes(lattice), indexing="ij")
@@ -174,7 +196,7 @@ def test_fits_a_blob(kind, rate):
     assert np.corrcoef(field.lattice(lattice).ravel(), target.ravel())[0, 1] > 0.98
 
 
-@pytest.mark.parametrize("kind", ["hash", "voxel", "mlp"])
+@pytest.mark.parametrize("kind", ["hash", "voxel", "mlp", "siren"])
 def test_saves_and_loads_without_pickles(kind, tmp_path):
     field = make_field(kind, BOX, 2.0, levels=3, seed=2)
     field.save(tmp_path / "field.npz")

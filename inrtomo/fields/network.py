@@ -129,7 +129,7 @@ class SirenField(NetworkField):
 
     The box's longest side becomes [-1, 1]; the initial weights are those of Sitzmann et al. 2020, section 3.2: the
     first layer's uniform within 1 / inputs, the others' within sqrt(6 / inputs) / omega, so that every layer's
-    sines see about a standard normal phase.
+    sines see about a standard normal phase, beside their offset.
     """
 
     def __init__(self, config: dict[str, Any], decoder: Decoder) -> None:
