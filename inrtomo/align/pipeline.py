@@ -23,7 +23,16 @@ from inrtomo.align.checkpoint import Checkpoint, Interrupts, Stopped, fingerprin
 from inrtomo.align.error_bars import half_data_masks, half_settings, jittered, sigma_of_shifts
 from inrtomo.align.fast import fast_alignment_of
 from inrtomo.align.guard import Verdict, choose, held_out_blocks
-from inrtomo.align.joint import HELD_BLOCK_PX, JointFit, JointResult, JointSettings, Scale, blocks_to_hold_out
+from inrtomo.align.joint import (
+    FINISH,
+    FINISH_POINTS,
+    HELD_BLOCK_PX,
+    JointFit,
+    JointResult,
+    JointSettings,
+    Scale,
+    blocks_to_hold_out,
+)
 from inrtomo.align.level import Level, centred_on_views, find_level, levelled, translated
 from inrtomo.align.motion import aligned_half_size
 from inrtomo.align.prepare import Prepared, PrepareSettings, fourier_crop, prepare
@@ -447,7 +456,10 @@ class _Run:
         """The joint fit, from wherever the checkpoint has it."""
         s = self.settings
         with self.timed("joint fit"):
-            fit = self.new_fit(start if s.start is not None else rigid(start), slab_px, self.joint_settings)
+            start = start if s.start is not None else rigid(start)
+            fit = self.new_fit(start, slab_px, self.joint_settings)
+            if fit.lattice(FINISH.bin).n_points <= FINISH_POINTS:
+                fit = self.new_fit(start, slab_px, self.joint_settings.finished())
             state = self.checkpoint.part("joint")
             if state:
                 fit.load_state_dict(state)
