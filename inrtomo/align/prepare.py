@@ -25,6 +25,9 @@ MAD_TO_SD = 1.4826
 HOT_PIXEL_SD = 4.0
 USUAL_DEFOCUS_A = 20000.0
 DARK_FRACTION = 0.35  # of the counts its neighbours lead to expect
+FALL_TO_A = 120.0
+UNTOUCHED_FALL = 2.0  # of log signal power from the lowest frequency to 1 / FALL_TO_A: 3.2 and more on simulations
+# without a transfer function, 0.8 and less on those with one and on a real series
 EMPTY_FRACTION = 0.4  # of the texture its neighbours lead to expect
 
 
@@ -407,6 +410,8 @@ def find_defocus(images: F32, pixel_size_A: float, settings: PrepareSettings = P
     if use.sum() < 8:
         return None
     x, target = np.log(frequency[use]), np.log(excess[use])
+    if target[:2].mean() - np.interp(np.log(1 / FALL_TO_A), x, target) > UNTOUCHED_FALL:
+        return None
 
     def misfit(transfer: Array) -> float:
         rest = target - np.log(transfer)
