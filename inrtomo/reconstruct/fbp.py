@@ -13,8 +13,6 @@ angle: tilts are taken in groups of equal x-tilt.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from scipy.ndimage import spline_filter1d
 from inrtomo.alignment import Alignment
 from inrtomo.geometry import centred_coordinates
 from inrtomo.reconstruct.filters import RadialFilter
+from inrtomo.reconstruct.slabs import ranges, scratch_array
 from inrtomo.resample import Frame, aligned_image, fill_invalid, fourier_bin, settle_border
 
 F32 = NDArray[np.float32]
@@ -87,7 +86,7 @@ def fbp_volume(
     nz, ny, nx = settings.shape(alignment.image_size)
     volume = np.empty((nz, ny, nx), dtype=np.float32)
     with filtered_lines(lambda i: np.asarray(images[i]), alignment, settings) as lines:
-        for rows in _ranges(0, ny, ROWS_AT_A_TIME):
+        for rows in ranges(0, ny, ROWS_AT_A_TIME):
             volume[:, rows.start : rows.stop] = lines.back_project(range(nz), rows).transpose(0, 2, 1)
     return volume
 
@@ -117,13 +116,13 @@ def fbp_sections(
     if by_rows:
         slab = min(slab, ROWS_AT_A_TIME)
     with filtered_lines(image, alignment, settings, scratch_folder, lambda done: report(0.5 * done)) as lines:
-        for part in _ranges(0, across, slab):
+        for part in ranges(0, across, slab):
             if by_rows:
                 tile = lines.back_project(range(nz), part)
                 yield from np.ascontiguousarray(tile[::-1].transpose(2, 0, 1))
             else:
                 planes = np.empty((len(part), ny, nx), dtype=np.float32)
-                for rows in _ranges(0, ny, ROWS_AT_A_TIME):
+                for rows in ranges(0, ny, ROWS_AT_A_TIME):
                     planes[:, rows.start : rows.stop] = lines.back_project(part, rows).transpose(0, 2, 1)
                 yield from planes
             report(0.5 + 0.5 * part.stop / across)
@@ -153,7 +152,7 @@ def filtered_lines(
     n_kept = 2 * reach * OVERSAMPLING + 2
     first = (length - 1 - 2 * reach) * OVERSAMPLING // 2
     shape = (len(tilts), n_rows, n_kept)
-    with _store(shape, settings.memory_bytes // 2, scratch_folder) as store:
+    with scratch_array(shape, settings.memory_bytes // 2, scratch_folder) as store:
         for k, m in enumerate(tilts):
             shear = -np.tan(x_tilt[k]) * np.sin(np.deg2rad(alignment.tilt_deg[m]))
             values, valid = aligned_image(image(m), alignment, int(m), frame.x, frame.y, shear)
@@ -262,19 +261,3 @@ def _compensated(weights: Array, length: int) -> Array:
 def _sides(frame: Frame, bin: int) -> tuple[int, int]:
     """Raw px along x over which lines settle (rows only where they are cut in Fourier space)."""
     return frame.size[0] // 4 * bin, (BIN_MARGIN * bin if bin > 1 else 0)
-
-
-@contextmanager
-def _store(shape: tuple[int, int, int], memory_bytes: int, folder: Path | None) -> Iterator[F32]:
-    if 4 * int(np.prod(shape)) <= memory_bytes:
-        yield np.empty(shape, dtype=np.float32)
-        return
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # a full disk is an OSError here, not a bus error at some later write
-            os.posix_fallocate(file.fileno(), 0, 4 * int(np.prod(shape)))
-        yield np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
-
-
-def _ranges(start: int, stop: int, size: int) -> Iterator[range]:
-    for low in range(start, stop, size):
-        yield range(low, min(low + size, stop))
