@@ -26,6 +26,7 @@ from inrtomo.geometry import centred_coordinates
 from inrtomo.losses import Loss
 from inrtomo.priors import total_variation
 from inrtomo.projection import Lattice, back_project, project, read_at, spread_at
+from inrtomo.resample import binned_stack
 
 Array = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -102,7 +103,7 @@ class JointSettings:
         return replace(self, schedule=(*self.schedule, FINISH), levels=self.levels + finer)
 
 
-FIELD_RATES = {"hash": 0.03, "voxel": 0.1, "mlp": 1e-3, "siren": 3e-4, "tensor": 0.02}
+FIELD_RATES = {"hash": 0.03, "voxel": 0.1, "mlp": 1e-3, "siren": 3e-4, "tensor": 0.03}
 HELD_BLOCK_PX = 16
 LATTICE_MARGIN_PX = 16.0
 RATE_AT_END = 0.1  # both rates fall linearly to this fraction within a scale, which averages the noise of late steps
@@ -147,24 +148,6 @@ class ScaledData:
     y: Array
 
 
-def fourier_crop(images: NDArray[np.floating[Any]], factor: int) -> F32:
-    """Bin images ``(n, ny, nx)`` by an integer in Fourier space; a binned pixel is centred on those it covers."""
-    if factor == 1:
-        return np.ascontiguousarray(images, dtype=np.float32)
-    n, ny, nx = images.shape
-    oy, ox = ny // factor, nx // factor
-    images = images[:, : oy * factor, : ox * factor]
-    ny, nx = oy * factor, ox * factor
-    fy, fx = np.fft.fftfreq(oy, factor), np.fft.rfftfreq(ox, factor)
-    phase = np.exp(2j * np.pi * (factor - 1) / 2 * (fy[:, None] + fx[None]))
-    out = np.empty((n, oy, ox), dtype=np.float32)
-    rows = np.concatenate([np.arange(0, (oy + 1) // 2), np.arange(ny - oy // 2, ny)])
-    for k in range(n):
-        spectrum = np.fft.rfft2(images[k])[rows, : ox // 2 + 1]
-        out[k] = np.fft.irfft2(spectrum * phase, s=(oy, ox)) / factor**2
-    return out
-
-
 def noise_sd(images: F32) -> Array:
     """Noise sd of each image from its diagonal second differences (robust; signal is smooth at this scale)."""
     d = (images[:, 1:, 1:] - images[:, :-1, 1:] - images[:, 1:, :-1] + images[:, :-1, :-1]) / 2
@@ -179,7 +162,7 @@ def blocks_to_hold_out(shape: tuple[int, ...], fraction: float, seed: int) -> ND
 
 def scaled_data(images: F32, weight: F32, factor: int, held_blocks: NDArray[np.bool_]) -> ScaledData:
     """Images of one scale with noise sd 1 and median 0, split into fitted and held-out pixels."""
-    binned = fourier_crop(images, factor)
+    binned = binned_stack(images, factor)
     n, rows, cols = binned.shape
     noise = np.maximum(noise_sd(binned), 1e-20)
     binned /= noise[:, None, None].astype(np.float32)

@@ -25,7 +25,14 @@ from inrtomo.errors import InputError
 from inrtomo.fields import Adam, DensityField, make_field
 from inrtomo.fields.tensor import TensorField, adapted, boundary_points
 from inrtomo.losses import COUNT_KINDS, CountLoss
-from inrtomo.priors import boundary_consistency, isotropic_prior, wedge_penalty
+from inrtomo.priors import (
+    BOUNDARY_WEIGHT,
+    ISOTROPIC_WEIGHT,
+    WEDGE_WEIGHT,
+    boundary_consistency,
+    isotropic_prior,
+    wedge_penalty,
+)
 from inrtomo.projection import Lattice, back_project, project
 from inrtomo.reconstruct.rays import Rays, common_x_tilt, level_volume
 from inrtomo.reconstruct.slabs import Slab, joined, ranges
@@ -76,7 +83,7 @@ class Priors:
     boundary: float = 0.0
 
 
-USUAL_WEIGHTS = Priors(wedge=0.4, isotropic=0.4, boundary=1.0)
+USUAL_WEIGHTS = Priors(wedge=WEDGE_WEIGHT, isotropic=ISOTROPIC_WEIGHT, boundary=BOUNDARY_WEIGHT)
 """What a prior weighs when it is asked for without a weight."""
 
 
@@ -246,15 +253,19 @@ class FieldFit(JointFit):
         return FieldStage(self, scale)
 
     def _new_density(self) -> None:
-        """An empty field whose finest vertices are the points of the finest lattice, and its optimiser."""
+        """An empty field and its optimiser.
+
+        Its finest vertices are the corners of the voxels, so a voxel is the mean of eight: neighbours have something
+        in common (S1, 64 rows: CC 0.960; 0.958 with vertices in the voxels' centres).
+        """
         s, lattice = self.settings, self.lattice(self.settings.schedule[-1].bin)
-        ends = [(o, o + (n - 1) * lattice.spacing) for o, n in zip(lattice.origin, lattice.shape, strict=True)]
-        z, x, y = ends
+        step = lattice.spacing
+        z, x, y = ((o - step / 2, o + (n - 0.5) * step) for o, n in zip(lattice.origin, lattice.shape, strict=True))
         self._use(
             make_field(
                 s.field,
                 (*x, *y, *z),
-                finest_px=lattice.spacing,
+                finest_px=step,
                 levels=s.levels,
                 seed=s.seed,
                 scale=self.density_unit,
@@ -267,26 +278,26 @@ class FieldFit(JointFit):
         self.adam = Adam(field.groups, field.rates(self.field_rate), beta2=0.95)
 
     def optimise(self, on_step: Callable[[FieldFit], None] | None = None) -> None:
-        """Fit through all scales; at the last the parameters with the lowest held-out loss are kept."""
+        """Fit through all scales; at the last those parameters are kept that predict held-out pixels best."""
         schedule = self.settings.schedule
         for index, scale in enumerate(schedule):
             if index > 0:
                 self._adapt()
                 del self.stage_now  # before the next one takes its memory
             self.stage_now = FieldStage(self, scale)
-            last = index == len(schedule) - 1
+            judged = index == len(schedule) - 1 and bool(self.stage_now.data.held.any())
             kept, since = self.field.parameters().copy(), 0
             while self.done_steps < scale.steps and since < PATIENCE:
-                before = self.field.parameters().copy() if last else kept
+                before = self.field.parameters().copy() if judged else kept
                 self.stage_now.step(self.done_steps)
                 self.done_steps += 1
                 held = self.losses[-1][3]
-                since += last
-                if last and held < self.held_out_loss:
+                since += judged
+                if judged and held < self.held_out_loss:
                     self.held_out_loss, kept, since = held, before, 0
                 if on_step is not None:
                     on_step(self)
-            if last:
+            if judged:
                 self.field.parameters()[:] = kept
             self.done_scales, self.done_steps = index + 1, 0
         self.caps, self.active = self.stage_now.caps, self.stage_now.active
@@ -455,7 +466,8 @@ class FieldStage(Stage):
         if len(here) == 0:
             return
         values = field.points(np.concatenate([here, there]), self.active)
-        _, a, b = boundary_consistency(*np.split(values, 2), 0.1 * self.fit.density_unit)
+        one, other = values[: len(here)], values[len(here) :]
+        _, a, b = boundary_consistency(one, other, 0.1 * self.fit.density_unit)
         weight = np.float32(self.fit.options.priors.boundary * self.noise)
         field.backward_points(weight * np.concatenate([a, b]).astype(np.float32))
 
