@@ -150,6 +150,12 @@ def fourier_bin(image: F32, bin: int, gain: F32 | None = None) -> F32:
     return scipy.fft.irfft2(cut, s=(ny, nx)).astype(np.float32)
 
 
+def binned_stack(images: NDArray, bin: int) -> F32:
+    """`fourier_bin` of every image ``(n, ny, nx)``, a copy; what fills no binned pixel is cut at the far ends."""
+    ny, nx = (size // bin * bin for size in images.shape[1:])
+    return np.stack([fourier_bin(np.asarray(image[:ny, :nx], dtype=np.float32), bin) for image in images])
+
+
 def _fast_border(size: int, least: int) -> int:
     length = size + 2 * least
     while (fast := scipy.fft.next_fast_len(length, real=True)) - size & 1:

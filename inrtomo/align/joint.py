@@ -67,6 +67,7 @@ class JointSettings:
     Attributes:
         field: ``"hash"``, ``"voxel"`` or ``"mlp"``.
         levels: of the field, each half the spacing of the one before; the finest has the last scale's spacing.
+        outside: how many of the finest levels are left out where less than half of the tilts look.
         schedule: stages, coarse to fine.
         loss: ``"l2"``, ``"l1"`` or ``"huber"`` on residuals in units of the noise.
         warp: ``"bicubic"``, ``"bilinear"``, ``"network"`` (2023 paper) or ``"none"``.
@@ -83,6 +84,7 @@ class JointSettings:
 
     field: str = "hash"
     levels: int = 6
+    outside: int = 1
     schedule: tuple[Scale, ...] = DEFAULT_SCHEDULE
     loss: str = "l2"
     warp: str = "bicubic"
@@ -100,7 +102,8 @@ class JointSettings:
     def finished(self) -> JointSettings:
         """The same with a last scale of one raw px, at which only the density changes."""
         finer = round(np.log2(self.schedule[-1].bin / FINISH.bin))
-        return replace(self, schedule=(*self.schedule, FINISH), levels=self.levels + finer)
+        schedule = (*self.schedule, FINISH)
+        return replace(self, schedule=schedule, levels=self.levels + finer, outside=self.outside + finer)
 
 
 FIELD_RATES = {"hash": 0.03, "voxel": 0.1, "mlp": 1e-3, "siren": 3e-4, "tensor": 0.03}
@@ -330,8 +333,8 @@ class Stage:
         seen = np.zeros((nz, nx))
         for tilt in np.deg2rad(self.fit.tilts):
             seen += np.abs(x * np.cos(tilt) + z[:, None] * np.sin(tilt)) <= self.fit.half_u + 2 * self.lattice.spacing
-        levels = self.fit.settings.levels
-        caps = np.where(seen > 0.5 * len(self.fit.tilts), levels, max(1, levels - 1))
+        levels, outside = self.fit.settings.levels, self.fit.settings.outside
+        caps = np.where(seen > 0.5 * len(self.fit.tilts), levels, max(1, levels - outside))
         return np.where(seen > 0, caps, 0).astype(np.int64)
 
     def step(self, step: int) -> None:

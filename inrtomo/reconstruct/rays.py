@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from inrtomo.align.joint import fourier_crop
 from inrtomo.align.motion import lattice_indices
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.geometry import centred_coordinates
 from inrtomo.projection import Lattice, spread_at, values_at
 from inrtomo.reconstruct import joseph
+from inrtomo.resample import binned_stack
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -180,7 +180,7 @@ def bin_images(images: F32, weight: F32, bin: int) -> tuple[F32, F32]:
     rows, cols = ny // bin, nx // bin
     blocks = weight[:, : rows * bin, : cols * bin].reshape(n, rows, bin, cols, bin)
     least = weight if bin == 1 else blocks.min(axis=(2, 4))
-    return fourier_crop(images, bin), np.ascontiguousarray(least, dtype=np.float32)
+    return binned_stack(images, bin), np.ascontiguousarray(least, dtype=np.float32)
 
 
 def level_volume(
