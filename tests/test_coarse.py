@@ -8,6 +8,7 @@ from alignment_phantom import blob_series, rigid_error  # type: ignore[import-no
 
 from inrtomo.align.coarse import coarse_alignment, find_axis, working_images
 from inrtomo.align.prepare import PrepareSettings, prepare
+from inrtomo.simulate import SimulationSettings, simulate
 
 PLAIN = PrepareSettings(restore=False)
 
@@ -19,6 +20,17 @@ def test_shifts_are_found(axis: float) -> None:
     found = coarse_alignment(prepared, truth.tilt_deg, axis)
     assert rigid_error(found, truth) < 1.2
     np.testing.assert_allclose(found.rotation_deg, axis, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", [4, 5, 11])
+def test_a_far_shift_at_high_tilt_is_found(seed: int) -> None:
+    """Stretched by 1 / cos(60 deg), a shift of a quarter of the image is one of half of it."""
+    series = simulate(SimulationSettings(
+        size=(96, 96), thickness_px=24, tilt_step_deg=6, snr_db=10, wide=True, warp_max_px=0, shift_px=12, seed=seed,
+    ))  # fmt: skip
+    found = coarse_alignment(prepare(series.images, series.tilt_deg, settings=PLAIN), series.tilt_deg, 0.0)
+    error = found.shift_px - series.alignment.shift_px
+    assert np.abs(error - np.median(error, axis=0)).max() < 6
 
 
 def test_same_answer_twice() -> None:

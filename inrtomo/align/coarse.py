@@ -28,6 +28,9 @@ Progress = Callable[[str, float], None]
 WORKING_SIZE = 160  # px: images are binned until the smaller side is at most this
 LONGEST_PX, SHORTEST_PX = 40.0, 5.0  # pass band, binned px
 SLAB_OF_SIZE = 0.3  # thickness assumed for the correlation, of the smaller image side
+REACH = 0.3  # of the smaller image side: largest shift between neighbours
+FAR_REACH = 0.45  # for a tilt whose peak says that it was not found
+NOT_FOUND = 0.5  # of the median height of peaks (a false peak: 0.1)
 
 
 def coarse_alignment(
@@ -85,16 +88,17 @@ def correlate_outwards(
                 spectra[i] = _view(coefficients[i], tilt_deg[i], shifts[i], matrix, size)
                 continue
             near = sorted(known, key=lambda j: abs(tilt_deg[j] - tilt_deg[i]))[: 4 if pass_number == 0 else 8]
-            if pass_number == 0:
+            lost = pass_number == 1 and peaks[i] < NOT_FOUND * np.median([peaks[j] for j in order[1:]])
+            if pass_number == 0 or lost:
                 shifts[i] = shifts[near[0]]
             kx = np.fft.rfftfreq(size)[None, :]
             reference = sum(np.sinc(slab * kx * (tangent[j] - tangent[i])) * spectra[j] for j in near)
-            reach = 0.3 * size if pass_number == 0 else 0.06 * size
+            reach = (FAR_REACH if lost else REACH if pass_number == 0 else 0.06) * size
+            cosine = float(np.cos(np.deg2rad(tilt_deg[i])))
             for _ in range(2):
                 # the second look reads the tilt where the first one found it, so that the views overlap fully
                 view = _view(coefficients[i], tilt_deg[i], shifts[i], matrix, size)
-                move, peaks[i] = _peak(reference, view, reach)
-                move[0] *= np.cos(np.deg2rad(tilt_deg[i]))
+                move, peaks[i] = _peak(reference, view, reach, cosine)
                 shifts[i] = shifts[i] + move
                 if np.abs(move).max() < 1.0:
                     break
@@ -123,15 +127,15 @@ def _view(coefficients: F32, tilt_deg: float, shift: Array, matrix: Array, size:
     return np.asarray(scipy.fft.rfft2(values, s=(size, size)), dtype=np.complex64)
 
 
-def _peak(reference: Complex, view: Complex, reach: float) -> tuple[Array, float]:
-    """How far the view has to move (x', y) to fit the reference, and the height of the peak in sd."""
+def _peak(reference: Complex, view: Complex, reach: float, cosine: float) -> tuple[Array, float]:
+    """How far a tilt has to move (u, y) for its view to fit the reference, and the height of the peak in sd."""
     cross = reference * np.conj(view)
     # half-way to phase correlation: strong low frequencies do not rule, noise is not blown up
     cross = cross / np.sqrt(np.abs(cross) + 1e-6 * float(np.abs(cross).max()) + 1e-30)
     size = view.shape[0]
     surface = scipy.fft.irfft2(cross, s=(size, size))
     distance = np.fft.fftfreq(size) * size
-    allowed = np.hypot(distance[:, None], distance[None]) <= reach
+    allowed = np.hypot(distance[:, None], distance[None] * cosine) <= reach
     row, column = np.unravel_index(int(np.argmax(np.where(allowed, surface, -np.inf))), surface.shape)
     height = float(surface[row, column] / surface.std())
 
@@ -141,7 +145,7 @@ def _peak(reference: Complex, view: Complex, reach: float) -> tuple[Array, float
 
     dy = offset(surface[row - 1, column], surface[row, column], surface[(row + 1) % size, column])
     dx = offset(surface[row, column - 1], surface[row, column], surface[row, (column + 1) % size])
-    return np.array([distance[column] + dx, distance[row] + dy]), height
+    return np.array([(distance[column] + dx) * cosine, distance[row] + dy]), height
 
 
 def find_axis(images: F32, tilt_deg: Array) -> float:
