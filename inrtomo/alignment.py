@@ -23,6 +23,10 @@ FIXED_POINT_TOLERANCE_PX = 1e-6
 FIXED_POINT_STEPS = 50
 
 
+DENSE_NODES = 16
+"""Grids with more nodes an axis are interpolated from the four nodes around a point alone."""
+
+
 @dataclass(frozen=True)
 class LocalWarp:
     """Local motion of every tilt on a regular grid of aligned space.
@@ -44,6 +48,8 @@ class LocalWarp:
         u = np.asarray(u, dtype=np.float64)
         wx = interpolation_matrix(self.x, u[..., 0].ravel(), self.interpolation)
         wy = interpolation_matrix(self.y, u[..., 1].ravel(), self.interpolation)
+        if min(len(self.x), len(self.y)) > DENSE_NODES:
+            return _few_taps(wx, wy, self.vectors[tilt]).reshape(u.shape)
         out = np.einsum("nj,ni,jic->nc", wy, wx, self.vectors[tilt], optimize=True)
         return out.reshape(u.shape)
 
@@ -52,6 +58,14 @@ class LocalWarp:
         wx = interpolation_matrix(self.x, x, self.interpolation)
         wy = interpolation_matrix(self.y, y, self.interpolation)
         return np.einsum("nj,mi,jic->nmc", wy, wx, self.vectors[tilt], optimize=True)
+
+
+def _few_taps(wx: Array, wy: Array, vectors: Array) -> Array:
+    """``wy vectors wx`` point by point ``(n, 2)``, for weights ``(n, nodes)`` with at most four in a row not zero."""
+    taps = np.arange(4)
+    x, y = ((w != 0).argmax(axis=1).clip(0, w.shape[1] - 4)[:, None] + taps for w in (wx, wy))
+    near = vectors[y[:, :, None], x[:, None, :]]
+    return np.einsum("nj,ni,njic->nc", np.take_along_axis(wy, y, 1), np.take_along_axis(wx, x, 1), near)
 
 
 def interpolation_matrix(nodes: Array, at: Array, interpolation: str) -> Array:
@@ -109,7 +123,7 @@ class Alignment:
         image_size: ``(nx, ny)`` of the raw images.
         pixel_size_A: Å per raw px, or None when unknown.
         warp: local motion, or None.
-        x_tilt_deg: rotation of the specimen about x, ``(n_tilts,)`` (IMOD's ``.xtilt``).
+        x_tilt_deg: rotation of the specimen about x, ``(n_tilts,)`` (IMOD's XAXISTILT, minus its ``.xtilt``).
         excluded: 0-based stack index -> reason for images to leave out of reconstructions.
     """
 

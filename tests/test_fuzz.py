@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inrtomo.errors import InputError
-from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.alignment_files import read_alignment, read_record
+from inrtomo.io.convert import write_record
+from inrtomo.io.imod_local import read_local
 from inrtomo.tiltseries import open_tilt_series
 
 pytestmark = pytest.mark.slow
@@ -67,23 +70,37 @@ def test_angles_and_metadata(tiny_series: Path, tmp_path: Path, name: str, damag
 
 
 @pytest.fixture(scope="session")
-def alignment_texts(shared_data: Path, tiny_series: Path) -> dict[str, str]:
+def alignment_texts(shared_data: Path, tiny_series: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """One alignment of every format, as text."""
     interop = shared_data / "interop"
+    folder = tmp_path_factory.mktemp("formats")
+    series = open_tilt_series(tiny_series / "ts.mrc")
+    bent = read_record(interop / "aretomo" / "alnfile" / "global_and_local.aln")
+    small = replace(bent.alignment, image_size=(512, 512), pixel_size_A=10.0)
+    for target in ("relion5", "warp"):
+        write_record(folder, replace(bent, name="a", alignment=small), target, str(series.path))
     return {
         "a.json": (tiny_series / "ts_truth.json").read_text(),
         "a.xf": (interop / "imod" / "BB" / "BBa.xf").read_text(),
+        "a.star": (folder / "tilt_series" / "a.star").read_text(),
+        "tomograms.star": (folder / "tomograms.star").read_text(),
+        "a.xml": (folder / "a.xml").read_text(),
+        "alocal.xf": (interop / "imod" / "BB" / "BBalocal.xf").read_text(),
         "a.aln": (interop / "aretomo" / "alnfile" / "global_and_local.aln").read_text(),
     }
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.xf", "a.aln"])
+@pytest.mark.parametrize("name", ["a.json", "a.xf", "a.aln", "a.star", "tomograms.star", "a.xml"])
 @fuzz
 @given(damage=DAMAGE)
 def test_alignments(
     alignment_texts: dict[str, str], tmp_path: Path, name: str, damage: list[tuple[str, int, str]]
 ) -> None:
     path = tmp_path / name
+    (tmp_path / "tilt_series").mkdir(exist_ok=True)
+    (tmp_path / "tilt_series" / "a.star").write_text(alignment_texts["a.star"])
+    if name == "a.star":
+        (tmp_path / "tomograms.star").write_text(alignment_texts["tomograms.star"])
     path.write_text(damaged(alignment_texts[name], damage))
     (tmp_path / "a.tlt").write_text(
         "".join(f"{a}\n" for a in np.linspace(-60, 60, alignment_texts["a.xf"].count("\n")))
@@ -92,4 +109,15 @@ def test_alignments(
         alignment = read_alignment(path, (512, 512))
         assert np.isfinite(alignment.linear).all() and np.isfinite(alignment.shift_px).all()
     except InputError as error:
-        assert "a." in str(error)
+        assert name in str(error) or "a." in str(error)
+
+
+@fuzz
+@given(damage=DAMAGE)
+def test_local_alignments(alignment_texts: dict[str, str], tmp_path: Path, damage: list[tuple[str, int, str]]) -> None:
+    (tmp_path / "alocal.xf").write_text(damaged(alignment_texts["alocal.xf"], damage))
+    try:
+        local = read_local(tmp_path / "alocal.xf", 61, (512, 512), 20.2)
+        assert np.isfinite(local.linear).all() and np.isfinite(local.x).all()
+    except InputError as error:
+        assert "alocal.xf" in str(error)

@@ -1,16 +1,19 @@
-"""AreTomo's ``.aln`` of four versions."""
+"""AreTomo's ``.aln`` of four versions, read and written."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
 from inrtomo.geometry import axis_angle
-from inrtomo.io.aretomo import read_aln
+from inrtomo.io.aretomo import read_aln, read_aln_record, write_aln
 from inrtomo.io.imod import read_angles, read_xf
+from inrtomo.io.series_record import SeriesRecord
 
 ROW = "{sec} 84.0 1.0 {tx} 5.0 1 1 1 0 {tilt}\n"
 
@@ -117,3 +120,63 @@ def test_what_is_no_aln(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.aln").write_text(text)
     with pytest.raises(InputError, match="a.aln"):
         read_aln(tmp_path / "a.aln")
+
+
+# --- writing
+
+
+def test_what_was_read_is_written_again(shared_data: Path, tmp_path: Path) -> None:
+    """Rotation, shift, angles and the offset of the owner's own file, to its last decimal; sections from 0."""
+    path = shared_data / "interop" / "aretomo" / "alnfile" / "global_no_local.aln"
+    record = read_aln_record(path)
+    assert record.nominal_tilt_deg is not None and record.thickness_px == 2050
+    np.testing.assert_allclose(record.alignment.tilt_deg - record.nominal_tilt_deg, -7.0)
+    assert write_aln(tmp_path / "a.aln", record) == []
+    old, new = (
+        np.array([line.split() for line in file.read_text().splitlines() if line and line[0] != "#"], dtype=float)
+        for file in (path, tmp_path / "a.aln")
+    )
+    np.testing.assert_allclose(new[:, 1:], old[:, 1:], atol=2e-4)
+    np.testing.assert_array_equal(new[:, 0], old[:, 0] - 1)
+    text = (tmp_path / "a.aln").read_text()
+    assert "# RawSize = 4096 4096 61" in text and "# NumPatches = 0" in text and "# AlphaOffset =    -7.0000" in text
+
+
+def test_dark_images_and_local_section_written(shared_data: Path, tmp_path: Path) -> None:
+    record = read_aln_record(shared_data / "interop" / "aretomo" / "alnfile" / "global_and_local.aln")
+    a = record.alignment
+    notes = write_aln(tmp_path / "a.aln", record)
+    assert any("patches to" in note for note in notes)
+    b = read_aln(tmp_path / "a.aln")
+    assert sorted(b.excluded) == sorted(a.excluded) and b.tilt_deg == pytest.approx(a.tilt_deg)
+    p = np.stack(np.meshgrid(np.linspace(-1900, 1900, 15), np.linspace(-1900, 1900, 15)), axis=-1)
+    errors = []
+    for m in a.included[::6]:
+        u = a.raw_to_aligned(int(m), p)
+        errors.append(b.aligned_to_raw(int(m), u) - p)
+    assert np.sqrt(np.mean(np.square(errors))) < 0.3  # where AreTomo's own mean jumps from patch to patch
+    text = (tmp_path / "a.aln").read_text().splitlines()
+    assert sum(line.startswith("# DarkFrame") for line in text) == 14
+    patches = int(next(line for line in text if "NumPatches" in line).split()[-1])
+    assert len(text) - text.index("# Local Alignment") - 1 == 37 * patches
+
+
+def test_local_section_by_its_formula(tmp_path: Path) -> None:
+    """raw = p + s(p) + T at p = R(rot) aligned, s the Gaussian mean: written out once more."""
+    x = np.linspace(-80, 80, 9)
+    grid = np.stack(np.meshgrid(x / 80, x / 80), axis=-1)
+    plain = Alignment.identity(np.array([-3.0, 0.0, 3.0]), (100, 90), 84.0)
+    warp = LocalWarp(x, x, np.stack([grid, -0.5 * grid, 0.7 * grid[..., ::-1]]), "bicubic")
+    a = replace(plain, shift_px=np.array([[4.0, 2.0], [-1.0, 0.0], [3.0, -5.0]]), warp=warp)
+    write_aln(tmp_path / "a.aln", SeriesRecord(a, "a"))
+    lines = (tmp_path / "a.aln").read_text().splitlines()
+    at = lines.index("# Local Alignment")
+    local = np.array([line.split() for line in lines[at + 1 :]], dtype=float)
+    row = np.array([line.split() for line in lines[:at] if line[0] != "#"], dtype=float)[2]
+    angle, patches = np.deg2rad(row[1]), local[local[:, 0] == 2]
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    for u in ([0.0, 0.0], [20.0, -25.0], [-30.0, 30.0]):
+        p = rotation @ u
+        weight = np.exp(-100 * (((p - patches[:, 2:4]) / [100, 90]) ** 2).sum(axis=1))
+        raw = p + weight @ patches[:, 4:6] / weight.sum() + row[3:5]
+        assert a.aligned_to_raw(2, np.array(u)) == pytest.approx(raw, abs=0.03)

@@ -13,7 +13,7 @@ from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.files import check_output
-from inrtomo.io.imod import read_angles
+from inrtomo.io.imod import read_x_tilt
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
 
 ANGLES_ONLY = (".tlt", ".rawtlt")
@@ -49,7 +49,7 @@ def read_aligned_stack(
         alignment = Alignment.identity(series.tilt_deg, series.size)
         x_tilt = alignment_path.with_suffix(".xtilt")
         if x_tilt.is_file():
-            alignment = replace(alignment, x_tilt_deg=read_angles(x_tilt, series.n_tilts))
+            alignment = replace(alignment, x_tilt_deg=read_x_tilt(x_tilt, series.n_tilts))
             notes.append(f"x-tilt from {x_tilt}")
         notes.append("the stack is taken as aligned already")
     else:

@@ -17,7 +17,7 @@ from inrtomo.dose import RELATIVE_TO_300_KV
 from inrtomo.errors import InputError
 from inrtomo.export import Array, export_images
 from inrtomo.io.files import write_text
-from inrtomo.io.imod import write_angles
+from inrtomo.io.imod import write_angles, write_x_tilt
 from inrtomo.io.mrc import StackWriter
 
 
@@ -84,7 +84,7 @@ def main(
     write_angles(texts[0], aligned.tilt_deg, overwrite)
     write_angles(texts[1], series.tilt_deg, overwrite)
     if aligned.x_tilt_deg.any():
-        write_angles(texts[2], aligned.x_tilt_deg, overwrite)
+        write_x_tilt(texts[2], aligned.x_tilt_deg, overwrite)
     record: dict[str, Any] = {
         "version": __version__,
         "stack": str(stack),

@@ -13,14 +13,20 @@ from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
 from inrtomo.io import imod
 from inrtomo.io.alignment_json import alignment_from_dict
-from inrtomo.io.aretomo import read_aln
+from inrtomo.io.aretomo import read_aln_record
 from inrtomo.io.files import check_input, check_output, make_folder, read_text, write_text
+from inrtomo.io.imod_local import read_local, warp_from_local
 from inrtomo.io.mrc import read_header
+from inrtomo.io.relion import is_relion, read_relion
+from inrtomo.io.series_record import SeriesRecord, on_stack, series_name
+from inrtomo.io.star import read_star
+from inrtomo.io.warp import read_warp_xml
 from inrtomo.tiltseries import TiltSeries, check_tilt_angles
 
 Array = NDArray[np.float64]
 
 STACK_SUFFIXES = (".mrc", ".st", ".ali", ".mrcs", ".map")
+READABLE = (".json", ".xf", ".com", ".aln", ".star", ".xml")
 NOT_THE_ALIGNMENT = ("_warp", "_fid", "_rot", "_nonfid", "local", "_patch-tracking", "_prexf")
 """Endings of ``.xf`` files that lie beside the one that holds the alignment."""
 SCALE_TOLERANCE = 0.01
@@ -55,7 +61,7 @@ def write_alignment(
     aligned, reconstruction = f"{base}_ali.mrc", f"{base}_full_rec.mrc"
     imod.write_xf(paths[0], alignment.linear, alignment.shift_px, overwrite)
     imod.write_angles(paths[1], alignment.tilt_deg, overwrite)
-    imod.write_angles(paths[2], alignment.x_tilt_deg, overwrite)
+    imod.write_x_tilt(paths[2], alignment.x_tilt_deg, overwrite)
     imod.write_warp(paths[3], alignment, overwrite)
     write_text(paths[4], imod.newst_com(base, str(stack or f"{base}.mrc"), aligned), overwrite)
     tilt = imod.tilt_com(base, aligned, reconstruction, alignment.image_size, thickness_px, sorted(alignment.excluded))
@@ -75,9 +81,18 @@ def alignment_paths(folder: str | Path, base: str) -> list[Path]:
 def read_alignment(
     path: str | Path, series: TiltSeries | tuple[int, int] | None = None, notes: list[str] | None = None
 ) -> Alignment:
-    """Read an alignment: an ``inr-align`` or Etomo folder, an ``.xf``, a warp file, an ``.aln``, or our JSON.
+    """The alignment of `read_record`."""
+    return read_record(path, series, notes).alignment
 
-    Beside ``BASE.xf`` are looked for ``BASE.tlt``, ``BASE.xtilt``, ``BASE_warp.xf`` and ``tilt.com`` (excluded views).
+
+def read_record(
+    path: str | Path, series: TiltSeries | tuple[int, int] | None = None, notes: list[str] | None = None
+) -> SeriesRecord:
+    """Read an alignment of any format, by what is there.
+
+    An ``inr-align``, Etomo or AreTomo ``_Imod`` folder, an ``.xf``, a warp file, a com file, an ``.aln``, RELION's STAR
+    files, Warp's XML, or our JSON. Beside ``BASE.xf`` are looked for ``BASE.tlt``, ``BASE.xtilt``, ``BASE_warp.xf`` and
+    ``tilt.com`` (excluded views, local alignments).
 
     Args:
         path: file or folder.
@@ -91,20 +106,98 @@ def read_alignment(
     path, notes = Path(path), notes if notes is not None else []
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the name")
+    given = path
     if path.is_dir():
         path = _find_in_folder(path, _base_of(series))
         notes.append(f"alignment read from {path}")
+    own_rows = path.suffix in (".star", ".xml")
     if path.suffix == ".json":
-        alignment = _read_json(path)
+        record = _read_json(path)
     elif path.suffix == ".aln":
-        alignment = read_aln(path, _size_of(series), notes)
-    elif path.suffix == ".com":
-        alignment = _read_com(path, series, notes)
-    elif imod.is_warp_file(path):
-        alignment = _read_warp(path, series, notes)
+        record = read_aln_record(path, _size_of(series), notes)
+    elif path.suffix == ".star":
+        record = _read_star_of_relion(path, series, notes)
+    elif path.suffix == ".xml":
+        record = read_warp_xml(path, _size_of(series), _pixel_of(series), notes)
     else:
-        alignment = _read_xf(path, series, notes)
-    return fitted(_checked(alignment, path), series, path, notes)
+        # AreTomo's second layout has the images that are not dark, sorted by angle
+        own_rows = path.suffix == ".xf" and _is_aretomo_folder(path.parent)
+        alignment = _read_imod(path, None if own_rows and not isinstance(series, tuple) else series, series, notes)
+        record = SeriesRecord(
+            alignment, series_name(path), _recorded_angles(path, alignment.n_tilts), thickness_px=_thickness(path)
+        )
+    record = replace(record, alignment=_checked(record.alignment, path))
+    if own_rows and series is not None and not isinstance(series, tuple):
+        record = on_stack(record, series, path, notes)
+    alignment = fitted(record.alignment, series, path, notes)
+    factor = alignment.image_size[0] / record.alignment.image_size[0]
+    thickness = None if record.thickness_px is None else record.thickness_px * factor
+    if given.is_dir() and given.name.endswith("_Imod"):
+        record = replace(record, name=series_name(given))
+    return replace(record, alignment=alignment, thickness_px=thickness)
+
+
+def _read_imod(
+    path: Path,
+    series: TiltSeries | tuple[int, int] | None,
+    sized: TiltSeries | tuple[int, int] | None,
+    notes: list[str],
+) -> Alignment:
+    if path.suffix == ".com":
+        return _read_com(path, series, notes)
+    if imod.is_warp_file(path):
+        return _read_warp(path, series, notes)
+    return _read_xf(path, series if series is not None else _size_of(sized), notes)
+
+
+def _read_star_of_relion(path: Path, series: TiltSeries | tuple[int, int] | None, notes: list[str]) -> SeriesRecord:
+    """RELION's, its images taken to show as much as the series' where they cannot be found."""
+    try:
+        found: list[str] = []
+        record = read_relion(path, None, _pixel_of(series), _base_of(series), found)
+        notes += found
+        return record
+    except InputError:
+        if series is None:
+            raise
+    size, pixel = _size_of(series), _pixel_of(series)
+    assert size is not None
+    record = read_relion(path, size, pixel, _base_of(series), notes)
+    own = record.alignment.pixel_size_A
+    if pixel and own and abs(pixel / own - 1) > SCALE_TOLERANCE:
+        size = (round(size[0] * pixel / own), round(size[1] * pixel / own))
+        record = read_relion(path, size, pixel, _base_of(series))
+    return record
+
+
+def _is_aretomo_folder(folder: Path) -> bool:
+    return folder.resolve().name.endswith("_Imod")
+
+
+def _recorded_angles(path: Path, n: int) -> Array | None:
+    """Recorded angles beside an ``.xf``: a ``.rawtlt``, or the list in AreTomo's folder, which has the lowest first."""
+    base = path.with_name(path.stem.removesuffix("_warp"))
+    try:
+        raw = base.with_suffix(".rawtlt")
+        if raw.is_file():
+            return imod.read_angles(raw, n)
+        lists = sorted(path.parent.glob("*_order_list.csv")) if _is_aretomo_folder(path.parent) else []
+        if len(lists) != 1:
+            return None
+        rows = [line.split(",") for line in read_text(lists[0]).splitlines()]
+        angles = np.array(sorted(float(row[1]) for row in rows if len(row) == 2 and row[0].strip().isdecimal()))
+        refined = imod.read_angles(base.with_suffix(".tlt"), n)
+    except (InputError, ValueError):
+        return None
+    if len(angles) != n or not np.isfinite(angles).all():
+        return None
+    return np.asarray(angles[np.argsort(np.argsort(refined, kind="stable"))])
+
+
+def _thickness(path: Path) -> float | None:
+    command = _tilt_command(path.parent, path.stem.removesuffix("_warp"))
+    values = [] if command is None else command.numbers("THICKNESS")
+    return values[0] if values and 0 < values[0] < 1e6 else None
 
 
 def _checked(alignment: Alignment, path: Path) -> Alignment:
@@ -188,6 +281,10 @@ def _size_of(series: TiltSeries | tuple[int, int] | None) -> tuple[int, int] | N
     return series if series is None or isinstance(series, tuple) else series.size
 
 
+def _pixel_of(series: TiltSeries | tuple[int, int] | None) -> float | None:
+    return None if series is None or isinstance(series, tuple) else series.pixel_size_A
+
+
 def _base_of(series: TiltSeries | tuple[int, int] | None) -> str | None:
     return None if series is None or isinstance(series, tuple) else series.name
 
@@ -201,6 +298,8 @@ def _find_in_folder(folder: Path, base: str | None) -> Path:
         ([p for p in names if p.name.endswith("_truth.json")], "_truth"),
         (xf, ""),
         ([p for p in names if p.suffix == ".aln"], ""),
+        ([p for p in names if p.suffix == ".star" and is_relion(_blocks(p))], ""),
+        ([p for p in names if p.suffix == ".xml" and "<TiltSeries" in read_text(p)[:4096]], ""),
         ([p for p in names if p.name.endswith("_warp.xf")], "_warp"),
     )
     for found, end in kinds:
@@ -210,25 +309,59 @@ def _find_in_folder(folder: Path, base: str | None) -> Path:
             return found[0]
         if found:
             raise InputError(f"{folder}: holds {', '.join(p.name for p in found[:4])}; name one of them")
-    raise InputError(f"{folder}: holds no alignment (no BASE_align.json, .xf, .aln or BASE_warp.xf); give another")
+    raise InputError(
+        f"{folder}: holds no alignment (no BASE_align.json, .xf, .aln, .star, .xml or BASE_warp.xf); give another"
+    )
 
 
-def _read_json(path: Path) -> Alignment:
-    """Our JSON: the alignment itself (truth), or under the key ``alignment``."""
+def _blocks(path: Path) -> dict[str, dict[str, list[str]]]:
+    """A STAR file of the folder; whether it is a sound one does not matter here."""
     try:
-        values = json.loads(read_text(path))
-    except ValueError:
+        return read_star(path)
+    except InputError:
+        return {}
+
+
+def _read_json(path: Path) -> SeriesRecord:
+    """Our JSON: the alignment itself (truth), or under the key ``alignment`` with what is known beside it."""
+    try:
+        whole = json.loads(read_text(path))
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: is not JSON; give another file") from None
+    values = whole
     if isinstance(values, dict) and isinstance(values.get("alignment"), dict):
         values = values["alignment"]
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds no alignment; give BASE_align.json or BASE_truth.json")
     try:
-        return alignment_from_dict(values)
+        alignment = alignment_from_dict(values)
+        inputs = whole.get("input") if isinstance(whole.get("input"), dict) else {}
+        nominal = _known(whole.get("nominal_tilt_deg", inputs.get("nominal_tilt_deg")), alignment.n_tilts)
+        exposure = _known(whole.get("exposure_e_A2"), alignment.n_tilts)
+        images = whole.get("images")
+        thickness = whole.get("thickness_px")
+        if thickness is None and alignment.pixel_size_A and whole.get("thickness_nm"):
+            thickness = float(whole["thickness_nm"]) * 10 / alignment.pixel_size_A
+        return SeriesRecord(
+            alignment,
+            str(whole.get("name") or series_name(path)),
+            nominal,
+            exposure,
+            tuple(map(str, images)) if isinstance(images, list) and len(images) == alignment.n_tilts else None,
+            float(thickness) if thickness and np.isfinite(float(thickness)) and float(thickness) > 0 else None,
+        )
     except KeyError as error:
         raise InputError(f"{path}: holds no alignment ({error} is missing); give BASE_align.json") from None
-    except (ValueError, TypeError, IndexError, AttributeError, OverflowError):
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError, ZeroDivisionError):
         raise InputError(f"{path}: its alignment is damaged; give another file") from None
+
+
+def _known(values: object, n: int) -> Array | None:
+    """A list of as many finite numbers as there are images, or None."""
+    if not isinstance(values, list) or len(values) != n:
+        return None
+    array = np.array(values, dtype=np.float64)
+    return array if array.shape == (n,) and np.isfinite(array).all() else None
 
 
 def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: list[str]) -> Alignment:
@@ -246,7 +379,7 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
         raise InputError(f"{tilt_file}: no such file; the alignment needs its tilt angles beside {path.name}")
     n = len(tilt)
     linear, shift = imod.read_xf(path, n)
-    x_tilt = imod.read_angles(x_tilt_file, n) if x_tilt_file.is_file() else np.zeros(n)
+    x_tilt = imod.read_x_tilt(x_tilt_file, n) if x_tilt_file.is_file() else np.zeros(n)
     command = _tilt_command(path.parent, base.name)
     etomo = base.with_suffix(".edf")
     warp_path = base.with_name(base.name + "_warp.xf")
@@ -268,10 +401,7 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
         x_tilt = x_tilt + sum(command.numbers("XAXISTILT")[:1])
         views = imod.excluded_views(command, path.parent / "tilt.com")
         excluded = {view: "left out by tilt.com" for view in views if 0 <= view < n}
-        local = command.value("LOCALFILE")
-        if local:
-            notes.append(f"local alignments of {local} are not read; the global alignment is used")
-    return Alignment(
+    alignment = Alignment(
         tilt_deg=tilt,
         linear=warp_file.linear if warp_file else linear,
         shift_px=warp_file.shift_px if warp_file else shift,
@@ -281,6 +411,33 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
         x_tilt_deg=x_tilt,
         excluded=excluded,
     )
+    if n > 1 and np.ptp(linear, axis=0).max() == 0 and (linear[0] == np.eye(2)).all() and not shift.any():
+        notes.append(f"{path.name}: every transform is the identity; it is for a stack that is aligned already")
+    local = None if command is None else command.value("LOCALFILE")
+    if command is None or not local or alignment.warp is not None:
+        return alignment
+    return _with_local_alignments(alignment, path, path.parent / local, command, notes)
+
+
+def _with_local_alignments(
+    alignment: Alignment, path: Path, local: Path, command: imod.CommandFile, notes: list[str]
+) -> Alignment:
+    """The local alignments that a ``tilt.com`` names, as the motion of the specimen's middle plane."""
+    if local.name == path.name:
+        notes.append(f"{local.name} is named as LOCALFILE too, as AreTomo does; it holds no local alignments")
+        return alignment
+    if not local.is_file():
+        notes.append(f"local alignments of {local.name} are not there; the global alignment is used")
+        return alignment
+    with_z = command.value("ZFACTORFILE") is not None
+    areas = read_local(local, alignment.n_tilts, alignment.image_size, alignment.pixel_size_A, with_z)
+    thickness = (command.numbers("THICKNESS") or [0.0])[0]
+    warp, lost = warp_from_local(areas, alignment, min(max(thickness, 0.0), 1e5))
+    notes.append(
+        f"local alignments of {local.name} are read at the middle of the specimen; what they say of depth is left out, "
+        f"up to {lost:.2f} px at its top and bottom"
+    )
+    return replace(alignment, warp=warp)
 
 
 def _tilt_angles(path: Path, n_tilts: int | None) -> Array:
@@ -319,7 +476,7 @@ def _read_warp(path: Path, series: TiltSeries | tuple[int, int] | None, notes: l
     else:
         raise InputError(f"{tilt_file}: no such file; the alignment needs its tilt angles beside {path.name}")
     x_tilt_file = path.with_name(base + ".xtilt")
-    x_tilt = imod.read_angles(x_tilt_file, len(tilt)) if x_tilt_file.is_file() else np.zeros(len(tilt))
+    x_tilt = imod.read_x_tilt(x_tilt_file, len(tilt)) if x_tilt_file.is_file() else np.zeros(len(tilt))
     return Alignment(tilt, warp.linear, warp.shift_px, warp.size, warp.pixel_size_A, warp.warp, x_tilt)
 
 

@@ -1,9 +1,9 @@
-"""AreTomo's ``.aln`` (versions 1 to 3), read only.
+"""AreTomo's ``.aln`` (versions 1 to 3).
 
 Rows are images kept, in ascending tilt; ``raw = R(rot) aligned + (TX, TY)``, so ``A = R(-rot)`` and
 ``d = -A (TX, TY)``. Sections count from 0 or from 1 depending on the version, or number the images that are not dark.
-Local shifts of patches are a Gaussian-weighted mean over the good ones, evaluated in the raw orientation.
-Behaviour as described by AreTomo3's manual and source (BSD-3 style licence).
+TILT is the recorded angle plus AlphaOffset. Local shifts of patches are a Gaussian-weighted mean over the good ones,
+evaluated in the raw orientation. Behaviour as described by AreTomo3's manual and source (BSD-3 style licence).
 """
 
 from __future__ import annotations
@@ -16,22 +16,39 @@ from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
-from inrtomo.geometry import axis_rotation
-from inrtomo.io.files import read_text
+from inrtomo.io.files import read_text, write_text
+from inrtomo.io.rigid import (
+    GAUSSIAN,
+    LocalGrid,
+    Rigid,
+    fit_local_shifts,
+    gaussian_mean,
+    patch_centres,
+    warp_from_local_shifts,
+)
+from inrtomo.io.series_record import SeriesRecord, series_name
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 COLUMNS = 10
 LOCAL_COLUMNS = 7
-GAUSSIAN = 100.0
-"""Weight of a patch is exp(-GAUSSIAN ((dx / nx)^2 + (dy / ny)^2))."""
-GRID_NODES = 65
-"""Of the sampled local motion along each axis: an eighth of the Gaussian's width."""
 MAX_SECTIONS = 100_000
+MOST_PATCHES = 12
+"""An axis: finer than the Gaussian is wide brings nothing."""
+GAUSSIAN_RCOND = 1e-4
+"""Patches whose shifts would have to fight each other for a fit are left calm."""
+SAME_OFFSET_DEG = 5e-4
 
 
 def read_aln(path: str | Path, image_size: tuple[int, int] | None = None, notes: list[str] | None = None) -> Alignment:
+    """The alignment of `read_aln_record`."""
+    return read_aln_record(path, image_size, notes).alignment
+
+
+def read_aln_record(
+    path: str | Path, image_size: tuple[int, int] | None = None, notes: list[str] | None = None
+) -> SeriesRecord:
     """Alignment of the raw stack, dark images included (as excluded, with a harmless transform).
 
     Args:
@@ -51,19 +68,105 @@ def read_aln(path: str | Path, image_size: tuple[int, int] | None = None, notes:
     notes.append(f"{name}: sections count from {base}")
     if aln.beta_offset:
         notes.append(f"{name}: BetaOffset {aln.beta_offset:g} is not part of the alignment and left out")
-    linear = np.tile(axis_rotation(float(np.median(aln.rows[:, 1]))), (total, 1, 1))
-    shift, tilt = np.zeros((total, 2)), np.zeros(total)
-    linear[index] = np.stack([axis_rotation(angle) for angle in aln.rows[:, 1]])
-    shift[index] = -np.einsum("nij,nj->ni", linear[index], aln.rows[:, 3:5])
+    rotation, offset = np.full(total, float(np.median(aln.rows[:, 1]))), np.zeros((total, 2))
+    tilt, nominal = np.zeros(total), np.zeros(total)
+    rotation[index], offset[index] = aln.rows[:, 1], aln.rows[:, 3:5]
     tilt[index] = aln.rows[:, 9]
     kept = np.sort(index)
+    nominal[index] = tilt[index] - aln.alpha_offset
     excluded = {}
     for section in set(range(total)) - set(kept.tolist()):
         known = aln.dark.get(section + base)
         tilt[section] = known if known is not None else np.interp(section, kept, tilt[kept])
+        nominal[section] = known if known is not None else tilt[section] - aln.alpha_offset
         excluded[section] = "left out by AreTomo" if known is None else "dark (AreTomo)"
-    warp = _local_motion(aln, linear, index, size, total, path) if len(aln.local) else None
-    return Alignment(tilt, linear, shift, (size[0], size[1]), None, warp, excluded=dict(sorted(excluded.items())))
+    rigid = Rigid(rotation, offset)
+    warp = _local_motion(aln, rigid, index, (size[0], size[1]), path) if len(aln.local) else None
+    alignment = Alignment(
+        tilt,
+        rigid.linear,
+        rigid.shift_px,
+        (size[0], size[1]),
+        None,
+        warp,
+        excluded=dict(sorted(excluded.items())),
+    )
+    return SeriesRecord(alignment, series_name(path), nominal, thickness_px=aln.thickness_px)
+
+
+def write_aln(path: str | Path, record: SeriesRecord, overwrite: bool = False) -> list[str]:
+    """Write an ``.aln``; returns sentences on what it does not hold, or only nearly.
+
+    Sections count from 0 in the raw stack, which every version reads; excluded images become dark frames. What a
+    rotation and a shift do not hold, local motion and changes of magnification, goes to the local section.
+    """
+    a, name = record.alignment, Path(path).name
+    rigid = Rigid.part_of(a)
+    grid = fit_local_shifts(a, rigid, gaussian_mean, MOST_PATCHES, GAUSSIAN_RCOND)
+    rows = sorted(a.included.tolist(), key=lambda m: (a.tilt_deg[m], m))
+    if not rows:
+        raise InputError(f"{path}: every image is excluded; nothing is left to write")
+    alpha, notes = _alpha_offset(record, rows, name)
+    recorded = a.tilt_deg - alpha if record.nominal_tilt_deg is None else record.nominal_tilt_deg
+    patches = 0 if grid is None else grid.nodes**2
+    lines = ["# AreTomo Alignment / Priims bprmMn", "# RawSize = {} {} {}".format(*a.image_size, a.n_tilts)]
+    lines.append(f"# NumPatches = {patches}")
+    for k, section in enumerate(sorted(a.excluded)):
+        lines.append(f"# DarkFrame = {k:5d} {section:4d} {recorded[section]:10.4f}")
+    lines += [f"# AlphaOffset = {alpha:10.4f}", "# BetaOffset =     0.0000"]
+    if record.thickness_px:
+        lines.append(f"# Thickness = {round(record.thickness_px)}")
+    lines.append("# SEC     ROT           GMAG        TX           TY       SMEAN     SFIT    SCALE     BASE     TILT")
+    for m in rows:
+        x, y = rigid.offset_px[m] + 0.0
+        lines.append(
+            f"{m:5d} {rigid.rotation_deg[m]:12.6f}    1.00000 {x:12.4f} {y:12.4f}"
+            f"     1.00     1.00     1.00     0.00 {a.tilt_deg[m]:12.5f}"
+        )
+    if grid is not None:
+        lines.append("# Local Alignment")
+        lines += _local_lines(grid, rigid, rows, a.image_size)
+        notes.append(
+            f"{name}: the local motion is held by {grid.nodes} x {grid.nodes} patches to {grid.rms_px:.3f} px RMS, "
+            f"{grid.largest_px:.3f} px at most"
+        )
+    write_text(path, "\n".join(lines) + "\n", overwrite)
+    return notes
+
+
+def _alpha_offset(record: SeriesRecord, rows: list[int], name: str) -> tuple[float, list[str]]:
+    """The one difference of refined and recorded angles that the file holds."""
+    a, notes = record.alignment, []
+    alpha = 0.0
+    if record.nominal_tilt_deg is not None:
+        difference = (a.tilt_deg - record.nominal_tilt_deg)[rows]
+        alpha = float(np.median(difference))
+        worst = float(np.abs(difference - alpha).max())
+        if worst > SAME_OFFSET_DEG:
+            notes.append(
+                f"{name}: recorded angles are held as one offset from the refined ones, {alpha:.2f} degrees, which is "
+                f"wrong by up to {worst:.2f}; the refined angles are exact"
+            )
+    if a.x_tilt_deg.any():
+        notes.append(
+            f"{name}: holds no x-axis tilt; the tomogram lies as before levelling, turned by "
+            f"{np.median(a.x_tilt_deg):.2f} degrees about x"
+        )
+        uneven = float(np.abs(a.x_tilt_deg - np.median(a.x_tilt_deg))[rows].max())
+        if uneven > SAME_OFFSET_DEG:
+            notes.append(f"{name}: x-axis tilts that differ between images, by up to {uneven:.2f} degrees, are lost")
+    return alpha, notes
+
+
+def _local_lines(grid: LocalGrid, rigid: Rigid, rows: list[int], size: tuple[int, int]) -> list[str]:
+    """Rows of the local section; positions are counted from where the shift has moved the centre to."""
+    centres = np.stack(np.meshgrid(*(patch_centres(grid.nodes, n) for n in size)), axis=-1).reshape(-1, 2)
+    lines = []
+    for k, m in enumerate(rows):
+        at, shifts = centres - rigid.offset_px[m], grid.values[m].reshape(-1, 2) + 0.0
+        for patch, ((x, y), (sx, sy)) in enumerate(zip(at, shifts, strict=True)):
+            lines.append(f"{k:4d} {patch:3d} {x:10.2f} {y:10.2f} {sx:10.4f} {sy:10.4f}   1.0")
+    return lines
 
 
 @dataclass
@@ -72,7 +175,9 @@ class _Aln:
 
     raw_size: tuple[int, ...] = ()
     dark: dict[int, float] = field(default_factory=dict)
+    alpha_offset: float = 0.0
     beta_offset: float = 0.0
+    thickness_px: float | None = None
     rows: Array = field(default_factory=lambda: np.zeros((0, COLUMNS)))
     local: Array = field(default_factory=lambda: np.zeros((0, LOCAL_COLUMNS)))
 
@@ -95,9 +200,13 @@ def _parse(path: str | Path) -> _Aln:
                         raise ValueError
                 elif equals and key == "DarkFrame":
                     _, section, angle = value.split()
-                    aln.dark[int(section)] = float(angle)
+                    aln.dark[int(section)] = _finite(angle)
+                elif equals and key == "AlphaOffset":
+                    aln.alpha_offset = _finite(value)
                 elif equals and key == "BetaOffset":
-                    aln.beta_offset = float(value)
+                    aln.beta_offset = _finite(value)
+                elif equals and key == "Thickness":
+                    aln.thickness_px = _finite(value) or None
             elif line:
                 values = [float(word) for word in line.split()]
                 if len(values) != (LOCAL_COLUMNS if in_local else COLUMNS) or not np.isfinite(values).all():
@@ -110,6 +219,13 @@ def _parse(path: str | Path) -> _Aln:
     aln.rows = np.array(rows)
     aln.local = np.array(local).reshape(-1, LOCAL_COLUMNS)
     return aln
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not np.isfinite(value):
+        raise ValueError
+    return value
 
 
 def _stack_indices(aln: _Aln, total: int, path: str | Path, notes: list[str]) -> tuple[Ints, int]:
@@ -138,30 +254,23 @@ def _stack_indices(aln: _Aln, total: int, path: str | Path, notes: list[str]) ->
     return index, base
 
 
-def _local_motion(
-    aln: _Aln, linear: Array, index: Ints, size: tuple[int, ...], total: int, path: str | Path
-) -> LocalWarp:
+def _local_motion(aln: _Aln, rigid: Rigid, index: Ints, size: tuple[int, int], path: str | Path) -> LocalWarp | None:
     """The patches' shifts as inverse vectors on a grid of aligned space.
 
-    AreTomo evaluates ``raw = p + s(p) + T`` at ``p = R(rot) u``, so ``w(u) = A s(A^-1 u)``.
+    AreTomo evaluates ``raw = p + s(p) + T`` at ``p = R(rot) u``, so patches lie at ``p + T`` in the image.
     """
-    half = np.abs(linear).max(axis=0) @ np.array(size[:2], dtype=np.float64) / 2
-    x, y = np.linspace(-half[0], half[0], GRID_NODES), np.linspace(-half[1], half[1], GRID_NODES)
-    nodes = np.stack(np.meshgrid(x, y), axis=-1)
-    vectors = np.zeros((total, GRID_NODES, GRID_NODES, 2))
     rows = aln.local[:, 0].astype(int)
     if rows.min() < 0 or rows.max() >= len(index):
         raise InputError(f"{path}: its local section mentions images that have no row; give another file")
-    for row in np.unique(rows):
-        patches = aln.local[(rows == row) & (aln.local[:, 6] > 0.5)]
-        if not len(patches):
-            continue
-        matrix = linear[index[row]]
-        p = nodes @ np.linalg.inv(matrix).T
+    good = {int(index[row]): aln.local[(rows == row) & (aln.local[:, 6] > 0.5)] for row in np.unique(rows)}
+    good = {m: patches for m, patches in good.items() if len(patches)}
+
+    def local_shifts(m: int, q: Array) -> Array:
+        p, patches = q - rigid.offset_px[m], good[m]
         dx = (p[..., 0, None] - patches[:, 2]) / size[0]
         dy = (p[..., 1, None] - patches[:, 3]) / size[1]
         exponent = -GAUSSIAN * (dx**2 + dy**2)
         weight = np.exp(exponent - exponent.max(axis=-1, keepdims=True))
-        shift = weight @ patches[:, 4:6] / weight.sum(axis=-1, keepdims=True)
-        vectors[index[row]] = shift @ matrix.T
-    return LocalWarp(x, y, vectors, "bicubic")
+        return np.asarray(weight @ patches[:, 4:6] / weight.sum(axis=-1, keepdims=True))
+
+    return warp_from_local_shifts(local_shifts, rigid, size, sorted(good))

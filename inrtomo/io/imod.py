@@ -1,5 +1,7 @@
 """IMOD's alignment files: ``.xf``, ``.tlt``, ``.xtilt``, warp files (version 3), ``newst.com`` and ``tilt.com``.
 
+Local alignments of ``tilt`` are in `inrtomo.io.imod_local`.
+
 Positions in these files are pixel indices of the aligned image; ours are centred, ``x = index - (n - 1) / 2``.
 Shifts and warp vectors are in pixels of the raw, unbinned stack. Angles are in degrees.
 """
@@ -109,6 +111,19 @@ def read_angles(path: str | Path, n_tilts: int | None = None) -> Array:
 def write_angles(path: str | Path, angles_deg: Array, overwrite: bool = False) -> Path:
     """Write ``.tlt`` or ``.xtilt``: degrees, one a line, exact to 0.002 px at the edge of a 4k image."""
     return write_text(path, "".join(f"{angle:10.4f}\n" for angle in angles_deg), overwrite)
+
+
+def read_x_tilt(path: str | Path, n_tilts: int | None = None) -> Array:
+    """Rotations of the specimen about x in our sense, that of ``XAXISTILT``; a ``.xtilt`` holds minus that.
+
+    ``tilt`` takes ``XAXISTILT`` away from the angles of ``XTILTFILE`` (IMOD's source).
+    """
+    return -read_angles(path, n_tilts) + 0.0
+
+
+def write_x_tilt(path: str | Path, x_tilt_deg: Array, overwrite: bool = False) -> Path:
+    """Write the ``.xtilt`` of rotations in our sense, see `read_x_tilt`."""
+    return write_angles(path, -np.asarray(x_tilt_deg) + 0.0, overwrite)
 
 
 # --- warp files ----------------------------------------------------------------------------------------------------
@@ -259,7 +274,7 @@ def grid_warp(alignment: Alignment, tolerance_px: float = WARP_TOLERANCE_PX) -> 
     keeps its own grid (beyond it both continue with the value at the edge). The number of columns is a multiple of
     four, so that a reader that starts a line with every row and one that does not see the same.
     """
-    warp, half = alignment.warp, _half_view(alignment)
+    warp, half = alignment.warp, half_view(alignment)
     if warp is None:
         x, y = np.linspace(-half[0], half[0], PAIRS_PER_LINE), np.linspace(-half[1], half[1], 2)
         return LocalWarp(x, y, np.zeros((alignment.n_tilts, len(y), len(x), 2)), "bilinear")
@@ -295,7 +310,7 @@ def _both_ways(control: Array, nodes: Array, half: float, interpolation: str) ->
     return exact, interpolation_matrix(nodes, fine, "bilinear") @ interpolation_matrix(control, nodes, interpolation)
 
 
-def _half_view(alignment: Alignment) -> tuple[float, float]:
+def half_view(alignment: Alignment) -> tuple[float, float]:
     """Half extents (x, y) of aligned space that the output image or the turned raw image reaches, px."""
     size = np.array(alignment.image_size, dtype=np.float64)
     turned = np.abs(alignment.linear) @ size
@@ -317,7 +332,7 @@ def _nodes(warp: LocalWarp, half: tuple[float, float], axis: int, tolerance_px: 
             count += -count % PAIRS_PER_LINE
         nodes = np.linspace(-0.5, 0.5, count) * ((count - 1) * step)
         exact, linear = _both_ways(along, nodes, half[axis], warp.interpolation)
-        error = np.einsum("nk,mkjc->mnjc", exact - linear, vectors)
+        error = np.einsum("nk,mkjc->mnjc", exact - linear, vectors, optimize=True)
         if np.sqrt((error**2).sum(axis=-1).max(initial=0.0)) < tolerance_px or intervals >= MAX_INTERVALS:
             return nodes
         intervals = int(np.ceil(1.15 * intervals))

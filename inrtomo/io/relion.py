@@ -1,0 +1,405 @@
+"""RELION's tilt series: ``tomograms.star`` with a STAR file per series (5), and projection matrices (4, read only).
+
+A point X, from the tomogram's centre index ``int(size / 2)``, is seen at the pixel index
+
+    q = Rz(ZRot) Ry(YTilt) Rx(XTilt) X + shift / px + int(n / 2)          and with deformations at   q + s(q).
+
+Angles are right-handed, so ZRot is the tilt axis and YTilt the tilt angle in IMOD's sense, and XTilt is minus ours.
+Our centre is the index ``(n - 1) / 2``; on images of an even size the shifts carry that half pixel, so that the same
+point is seen at the same pixel (RELION's own import of an ``.xf`` leaves it out). Excluded images have no row.
+
+A deformation of type *spline* is a cubic Hermite spline on a grid that spans the image: per node value, slopes in x and
+y (per grid step) and twist, x fastest, then y, first all of x's shifts and then all of y's; *linear* is
+``(a x, b x + c y)`` from the image's centre. Read in RELION's source (version 5, GPL-2) for behaviour alone and checked
+there against its own matrices; *Fourier* deformations are not read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inrtomo.alignment import Alignment
+from inrtomo.errors import InputError
+from inrtomo.geometry import centre_index, rotation_about_x
+from inrtomo.io.files import check_output, make_folder
+from inrtomo.io.mrc import read_header
+from inrtomo.io.rigid import LocalGrid, Rigid, fit_local_shifts, hermite_spline, warp_from_local_shifts
+from inrtomo.io.series_record import SeriesRecord, series_name
+from inrtomo.io.star import Table, read_star, write_star
+
+Array = NDArray[np.float64]
+
+EULER = ("rlnTomoYTilt", "rlnTomoZRot", "rlnTomoXShiftAngst", "rlnTomoYShiftAngst")
+MATRIX = ("rlnTomoProjX", "rlnTomoProjY")
+DEFORMATION_SIZES = ("rlnTomoDeformationGridSizeX", "rlnTomoDeformationGridSizeY")
+MAX_GRID = 200
+MAX_IMAGES = 100_000
+THICKNESS_OF_WIDTH = 0.3
+"""Depth of a tomogram over the shorter side of the images, where nothing says it."""
+OPTICS = {"rlnVoltage": "300.0", "rlnSphericalAberration": "2.7", "rlnAmplitudeContrast": "0.1", "rlnTomoHand": "-1.0"}
+"""Written for want of better: an alignment knows nothing of the microscope."""
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_relion(
+    path: str | Path,
+    image_size: tuple[int, int] | None = None,
+    pixel_size_A: float | None = None,
+    name: str | None = None,
+    notes: list[str] | None = None,
+) -> SeriesRecord:
+    """One series of a ``tomograms.star``, or the STAR file of a series.
+
+    Args:
+        image_size: (nx, ny) of the images; by default that of the first image, where it can be found.
+        pixel_size_A: of the images, where no ``tomograms.star`` says it.
+        name: of the series, where the file holds several.
+    """
+    path, notes = Path(path), notes if notes is not None else []
+    general, table, name = _find_series(path, name)
+    pixel = _pixel_size(general, path) or pixel_size_A
+    if pixel is None:
+        raise InputError(f"{path}: its pixel size is not known; give the stack, or the tomograms.star above it")
+    count = len(next(iter(table.values())))
+    if not 0 < count <= MAX_IMAGES:
+        raise InputError(f"{path}: {name} has {count} images; give another file")
+    images = _image_names(general, table, count)
+    size = image_size or _size_of_images(images, path)
+    if size is None:
+        raise InputError(f"{path}: the size of its images is not known; give the stack, or run in the project's folder")
+    thickness = _number(general, "rlnTomoSizeZ", path)
+    if all(column in table for column in EULER):
+        alignment = _from_angles(general, table, size, pixel, path, notes)
+    elif all(column in table for column in MATRIX):
+        alignment = _from_matrices(general, table, size, pixel, path)
+        notes.append(f"{path.name}: projection matrices of RELION 4")
+    else:
+        raise InputError(f"{path}: {name} is not aligned (it has no {EULER[0]}); align it first")
+    nominal = _column(table, "rlnTomoNominalStageTiltAngle", path)
+    exposure = _column(table, "rlnMicrographPreExposure", path)
+    return SeriesRecord(alignment, name, nominal, exposure, images, thickness)
+
+
+def is_relion(blocks: dict[str, Table]) -> bool:
+    """Whether a STAR file is about tilt series."""
+    return any("rlnTomoName" in t or EULER[0] in t or MATRIX[0] in t for t in blocks.values())
+
+
+def _find_series(path: Path, name: str | None) -> tuple[Table, Table, str]:
+    """The row of the global table (one value a column; empty if there is none), the series' table and its name."""
+    blocks = read_star(path)
+    overview = next((t for t in blocks.values() if "rlnTomoName" in t), None)
+    if overview is None:
+        found = {n: t for n, t in blocks.items() if EULER[0] in t or MATRIX[0] in t}
+        if name is not None and name in found and len(found) > 1:
+            found = {name: found[name]}
+        if len(found) != 1:
+            what = f"holds {', '.join(list(found)[:4])}; give one of them" if found else "holds no aligned tilt series"
+            raise InputError(f"{path}: {what}")
+        ((own, table),) = found.items()
+        own = own or series_name(path)
+        return _overview_above(path, own), table, own
+    names = overview["rlnTomoName"]
+    if name is None or name not in names:
+        if len(names) != 1:
+            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+            raise InputError(
+                f"{path}: holds {len(names)} series ({shown}); give the STAR file of one, or a stack with its name"
+            )
+        name = names[0]
+    general = _row(overview, names.index(name))
+    if name in blocks and blocks[name] is not overview:
+        return general, blocks[name], name
+    if "rlnTomoTiltSeriesStarFile" not in general:
+        raise InputError(f"{path}: has no rlnTomoTiltSeriesStarFile for {name}; give the STAR file of the series")
+    other = _resolved(general["rlnTomoTiltSeriesStarFile"][0], path)
+    if other is None:
+        raise InputError(f"{path}: {general['rlnTomoTiltSeriesStarFile'][0]} is not there; run in the project's folder")
+    tables = [t for t in read_star(other).values() if EULER[0] in t or MATRIX[0] in t]
+    if len(tables) != 1:
+        raise InputError(f"{other}: {name} is not aligned (it has no {EULER[0]}); align it first")
+    return general, tables[0], name
+
+
+def _row(table: Table, at: int) -> Table:
+    return {column: [values[at]] for column, values in table.items()}
+
+
+def _overview_above(path: Path, name: str) -> Table:
+    """The row for a series in a ``tomograms.star`` (or the like) in its folder or the one above."""
+    for folder in dict.fromkeys((path.parent, path.resolve().parent.parent)):
+        for other in sorted(folder.glob("*.star")):
+            try:
+                tables = read_star(other).values() if other.resolve() != path.resolve() else []
+            except InputError:
+                continue
+            for table in tables:
+                if name in table.get("rlnTomoName", []):
+                    return _row(table, table["rlnTomoName"].index(name))
+    return {}
+
+
+def _resolved(name: str, beside: Path) -> Path | None:
+    """A file named from the project's folder: the working folder, or one above the STAR file."""
+    for folder in (Path(), *beside.resolve().parents):
+        try:
+            if (folder / name).is_file():
+                return folder / name
+        except OSError:
+            return None
+    return None
+
+
+def _number(table: Table, column: str, path: Path) -> float | None:
+    values = _column(table, column, path)
+    return None if values is None or not values[0] > 0 else float(values[0])
+
+
+def _pixel_size(general: Table, path: Path) -> float | None:
+    return _number(general, "rlnTomoTiltSeriesPixelSize", path) or _number(general, "rlnMicrographPixelSize", path)
+
+
+def _column(table: Table, column: str, path: Path) -> Array | None:
+    """Numbers of a column, None where it is missing."""
+    if column not in table:
+        return None
+    try:
+        values = np.array([float(word) for word in table[column]])
+    except ValueError:
+        raise InputError(f"{path}: {column} holds more than numbers; give another file") from None
+    if not np.isfinite(values).all():
+        raise InputError(f"{path}: {column} holds values that are not finite; give another file")
+    return values
+
+
+def _vectors(table: Table, column: str, length: int, path: Path) -> Array:
+    """Vectors ``(n, length)`` written as ``[1,2,3]``."""
+    rows = []
+    for word in table[column]:
+        try:
+            row = [float(part) for part in word.strip("[] ").split(",")]
+        except ValueError:
+            row = []
+        if len(row) != length or not np.isfinite(row).all():
+            raise InputError(f"{path}: {column} is not made of {length} numbers [a,b,...]; give another file")
+        rows.append(row)
+    return np.array(rows).reshape(-1, length)
+
+
+def _image_names(general: Table, table: Table, count: int) -> tuple[str, ...] | None:
+    if "rlnTomoTiltSeriesName" in general:
+        return tuple(f"{k + 1}@{general['rlnTomoTiltSeriesName'][0]}" for k in range(count))
+    return tuple(table["rlnMicrographName"]) if "rlnMicrographName" in table else None
+
+
+def _size_of_images(images: tuple[str, ...] | None, path: Path) -> tuple[int, int] | None:
+    if not images:
+        return None
+    first = _resolved(images[0].rpartition("@")[2], path)
+    if first is None:
+        return None
+    try:
+        shape = read_header(first).shape
+    except InputError:
+        return None
+    return shape[2], shape[1]
+
+
+def _from_angles(
+    general: Table, table: Table, size: tuple[int, int], pixel: float, path: Path, notes: list[str]
+) -> Alignment:
+    y_tilt, z_rot, x_shift, y_shift = (_column(table, column, path) for column in EULER)
+    assert y_tilt is not None and z_rot is not None and x_shift is not None and y_shift is not None
+    x_tilt = _column(table, "rlnTomoXTilt", path)
+    offset = np.stack([x_shift, y_shift], axis=1) / pixel + centre_offset(size)
+    rigid = Rigid(z_rot, offset)
+    alignment = Alignment(
+        tilt_deg=y_tilt,
+        linear=rigid.linear,
+        shift_px=rigid.shift_px,
+        image_size=size,
+        pixel_size_A=pixel,
+        x_tilt_deg=np.zeros(len(y_tilt)) if x_tilt is None else -x_tilt,
+    )
+    return _with_deformations(alignment, rigid, general, table, path, notes)
+
+
+def centre_offset(size: tuple[int, int]) -> Array:
+    """RELION's image centre in our centred pixels: half a pixel where the size is even."""
+    return np.array([n // 2 - centre_index(n) for n in size])
+
+
+def _with_deformations(
+    alignment: Alignment, rigid: Rigid, general: Table, table: Table, path: Path, notes: list[str]
+) -> Alignment:
+    coefficients = "rlnTomoDeformationCoefficients"
+    if coefficients not in table or DEFORMATION_SIZES[0] not in general:
+        return alignment
+    kind = general.get("rlnTomoDeformationType", [""])[0]
+    size = alignment.image_size
+    if kind == "linear":
+        abc = _vectors(table, coefficients, 3, path)
+
+        def linear(m: int, q: Array) -> Array:
+            r = q - 0.5  # from index size / 2, odd sizes too
+            return np.stack([abc[m, 0] * r[..., 0], abc[m, 1] * r[..., 0] + abc[m, 2] * r[..., 1]], axis=-1)
+
+        shifts = linear
+    elif kind == "spline":
+        grid = [_column(general, column, path) for column in DEFORMATION_SIZES]
+        counts = [0 if g is None or not 2 <= g[0] <= MAX_GRID else int(g[0]) for g in grid]
+        if min(counts) < 2:
+            raise InputError(f"{path}: a grid of deformations needs 2 to {MAX_GRID} nodes an axis; give another file")
+        nodes = _vectors(table, coefficients, 8 * counts[0] * counts[1], path)
+        values = nodes.reshape(-1, 2, counts[1], counts[0], 4)
+
+        def spline(m: int, q: Array) -> Array:
+            along_x = hermite_spline(counts[0], size[0], q[..., 0].ravel())
+            along_y = hermite_spline(counts[1], size[1], q[..., 1].ravel())
+            shift = np.einsum("nj,ni,cji->nc", along_y, along_x, _as_tensor(values[m]), optimize=True)
+            return np.asarray(shift).reshape(q.shape)
+
+        shifts = spline
+    else:
+        notes.append(f"{path.name}: deformations of type {kind or '?'} are not read; the rigid alignment is used")
+        return alignment
+    notes.append(f"{path.name}: {kind} deformations read as local motion")
+    warp = warp_from_local_shifts(shifts, rigid, size, range(alignment.n_tilts))
+    return replace(alignment, warp=warp)
+
+
+def _as_tensor(points: Array) -> Array:
+    """Nodes ``(2, ny, nx, 4)`` (value, slope x, slope y, twist) as ``(2, 2 ny, 2 nx)`` for `hermite_spline`."""
+    value, slope_x, slope_y, twist = np.moveaxis(points, -1, 0)
+    return np.concatenate([np.concatenate([value, slope_x], axis=2), np.concatenate([slope_y, twist], axis=2)], axis=1)
+
+
+def _from_matrices(general: Table, table: Table, size: tuple[int, int], pixel: float, path: Path) -> Alignment:
+    """Any linear projection ``index = M (voxel) + w`` as tilt, x-tilt and a 2 x 2 matrix, exactly."""
+    rows = np.stack([_vectors(table, column, 4, path) for column in MATRIX], axis=1)
+    volume = [_number(general, f"rlnTomoSize{axis}", path) for axis in "XYZ"]
+    if any(side is None for side in volume):
+        raise InputError(f"{path}: its matrices need rlnTomoSizeX, Y and Z; give the tomograms.star that has them")
+    centre = np.array([int(side or 0) // 2 for side in volume])
+    matrices = rows[:, :, :3]
+    view = np.cross(matrices[:, 0], matrices[:, 1])
+    length = np.linalg.norm(view, axis=1)
+    if length.min() < 1e-6:
+        raise InputError(f"{path}: a projection matrix has no two directions; give another file")
+    view *= (np.where(view[:, 2] < 0, -1.0, 1.0) / length)[:, None]
+    tilt = np.rad2deg(np.arcsin(np.clip(-view[:, 0], -1, 1)))
+    x_tilt = np.rad2deg(np.arctan2(-view[:, 1], view[:, 2]))
+    inverse = np.stack([m @ _projection(t, a).T for m, t, a in zip(matrices, tilt, x_tilt, strict=True)])
+    if np.abs(np.linalg.det(inverse)).min() < 1e-3:
+        raise InputError(f"{path}: a projection matrix has no inverse; give another file")
+    linear = np.linalg.inv(inverse)
+    seen = matrices @ centre + rows[:, :, 3] - np.array([centre_index(n) for n in size])
+    shift = -np.einsum("nij,nj->ni", linear, seen)
+    return Alignment(tilt, linear, shift, size, pixel, x_tilt_deg=x_tilt)
+
+
+def _projection(tilt_deg: float, x_tilt_deg: float) -> Array:
+    """Specimen -> aligned, ``(2, 3)``."""
+    c, s = np.cos(np.deg2rad(tilt_deg)), np.sin(np.deg2rad(tilt_deg))
+    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0]]) @ rotation_about_x(x_tilt_deg)
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def relion_paths(folder: str | Path, name: str) -> list[Path]:
+    """``tomograms.star`` and the STAR file of a series, in a folder."""
+    return [Path(folder) / "tomograms.star", Path(folder) / "tilt_series" / f"{name}.star"]
+
+
+def write_relion(folder: str | Path, record: SeriesRecord, overwrite: bool = False) -> list[str]:
+    """Write `relion_paths`; returns sentences on what they do not hold, or only nearly.
+
+    Local motion, and changes of magnification, become spline deformations.
+    """
+    a, notes = record.alignment, []
+    overview_path, series_path = relion_paths(folder, record.name)
+    if a.pixel_size_A is None:
+        raise InputError(f"{record.name}: its pixel size is not known, which RELION needs; give the stack with --stack")
+    if not len(a.included):
+        raise InputError(f"{record.name}: every image is excluded; nothing is left to write")
+    make_folder(series_path.parent)
+    for path in (overview_path, series_path):
+        check_output(path, overwrite)
+    rigid = Rigid.part_of(a)
+    grid = fit_local_shifts(a, rigid, hermite_spline)
+    rows: list[int] = a.included.tolist()
+    table: Table = {}
+    if record.nominal_tilt_deg is not None:
+        table["rlnTomoNominalStageTiltAngle"] = _written(record.nominal_tilt_deg[rows])
+    if record.exposure_e_A2 is not None:
+        table["rlnMicrographPreExposure"] = _written(record.exposure_e_A2[rows])
+    images = record.images or tuple(f"{k + 1:06d}@{record.name}.mrc" for k in range(a.n_tilts))
+    table["rlnMicrographName"] = [images[m] for m in rows]
+    shifts = (rigid.offset_px - centre_offset(a.image_size)) * a.pixel_size_A
+    table["rlnTomoXTilt"] = _written(-a.x_tilt_deg[rows])
+    for column, values in zip(EULER, (a.tilt_deg, rigid.rotation_deg, shifts[:, 0], shifts[:, 1]), strict=True):
+        table[column] = _written(values[rows])
+    overview: dict[str, list[str]] = {
+        "rlnTomoName": [record.name],
+        "rlnTomoTiltSeriesStarFile": [str(series_path)],
+        **{column: [value] for column, value in OPTICS.items()},
+        "rlnMicrographOriginalPixelSize": [f"{a.pixel_size_A:.6f}"],
+        "rlnTomoTiltSeriesPixelSize": [f"{a.pixel_size_A:.6f}"],
+        **{f"rlnTomoSize{axis}": [str(side)] for axis, side in zip("XYZ", tomogram_size(record), strict=True)},
+    }
+    if grid is not None:
+        overview |= {column: [str(grid.nodes)] for column in DEFORMATION_SIZES}
+        overview["rlnTomoDeformationType"] = ["spline"]
+        table["rlnTomoDeformationCoefficients"] = _coefficients(grid, rows)
+        notes.append(
+            f"{overview_path.name}: the local motion is held by spline deformations of {grid.nodes} x {grid.nodes} "
+            f"nodes to {grid.rms_px:.3f} px RMS, {grid.largest_px:.3f} px at most"
+        )
+    if a.excluded:
+        notes.append(f"{series_path.name}: excluded images ({_listed(a.excluded)}, from 0) have no row")
+    notes.append(
+        f"{overview_path.name}: microscope (300 kV, Cs 2.7 mm, amplitude contrast 0.1, hand -1) is RELION's usual and "
+        "not that of the series, and there is no CTF; correct and add them"
+    )
+    if any(n % 2 == 0 for n in a.image_size):
+        notes.append(
+            f"{series_path.name}: shifts are from RELION's image centre, index n / 2; half a pixel from IMOD's"
+        )
+    write_star(series_path, {record.name: table}, overwrite)
+    write_star(overview_path, {"global": overview}, overwrite)
+    return notes
+
+
+def tomogram_size(record: SeriesRecord) -> tuple[int, int, int]:
+    """(x, y, z) of a tomogram that holds what the untilted image shows, raw px, even."""
+    a = record.alignment
+    flattest = int(np.argmin(np.abs(a.tilt_deg)))
+    wide = np.abs(Rigid.part_of(a).linear[flattest]) @ np.array(a.image_size, dtype=np.float64)
+    thick = record.thickness_px or THICKNESS_OF_WIDTH * min(a.image_size)
+    x, y, z = (2 * int(np.ceil(side / 2 - 1e-6)) for side in (*wide, thick))
+    return x, y, z
+
+
+def _written(values: Array) -> list[str]:
+    return [f"{value:.6f}" for value in np.round(values, 6) + 0.0]
+
+
+def _coefficients(grid: LocalGrid, rows: list[int]) -> list[str]:
+    """Fitted nodes ``(2 k, 2 k)`` (values and slopes along both axes) in RELION's order."""
+    k, out = grid.nodes, []
+    for m in rows:
+        tensor = np.moveaxis(grid.values[m], -1, 0)  # (component, y, x)
+        points = np.stack([tensor[:, :k, :k], tensor[:, :k, k:], tensor[:, k:, :k], tensor[:, k:, k:]], axis=-1)
+        out.append("[" + ",".join(f"{value:.4f}" for value in np.round(points.ravel(), 4) + 0.0) + "]")
+    return out
+
+
+def _listed(excluded: dict[int, str]) -> str:
+    return ", ".join(map(str, sorted(excluded)))

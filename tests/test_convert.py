@@ -1,0 +1,252 @@
+"""``inr-convert``: between every two formats what both hold comes through, and what one does not hold is said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from inrtomo.alignment import Alignment, LocalWarp
+from inrtomo.errors import InputError
+from inrtomo.io import imod
+from inrtomo.io.alignment_files import read_alignment, read_record
+from inrtomo.io.convert import FORMATS, format_of, write_record
+from inrtomo.io.mrc import write_stack
+from inrtomo.io.series_record import SeriesRecord, series_name
+from inrtomo.io.star import read_star
+from inrtomo.tiltseries import TiltSeries, open_tilt_series
+from tests.running import Inr, assert_refused
+
+Array = NDArray[np.float64]
+
+SIZE, N, PIXEL = (120, 100), 7, 8.0
+NOMINAL = np.linspace(-60, 60, N)
+OUT = {"imod": "ts.xf", "aretomo": "ts.aln", "relion5": "tomograms.star", "warp": "ts.xml", "json": "ts.json"}
+
+
+def truth(axis_deg: float = -84.7, offset_deg: float = 2.5) -> SeriesRecord:
+    """Shifts, a smooth local motion, an x-tilt, two excluded images and a tilt offset."""
+    rng = np.random.default_rng(5)
+    x, y = (np.linspace(-90, 90, 9) for _ in SIZE)
+    grid_x, grid_y = np.meshgrid(x / 90, y / 90)
+    vectors = np.stack([[grid_x * grid_y, grid_y**2 - grid_x], [grid_x**2, grid_y - grid_x * grid_y]]).transpose(
+        0, 2, 3, 1
+    )
+    motion = rng.normal(size=(N, 1, 1, 2)) * vectors[0] + rng.normal(size=(N, 1, 1, 2)) * vectors[1]
+    plain = Alignment.identity(NOMINAL + offset_deg, SIZE, axis_deg, PIXEL)
+    alignment = replace(
+        plain,
+        shift_px=rng.normal(size=(N, 2)) * 6,
+        warp=LocalWarp(x, y, motion, "bicubic"),
+        x_tilt_deg=np.full(N, 1.25),
+        excluded={0: "dark", 4: "blank"},
+    )
+    return SeriesRecord(alignment, "ts", NOMINAL, 3.0 * np.arange(N), None, 44.0)
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> TiltSeries:
+    write_stack(tmp_path / "ts.mrc", np.random.default_rng(0).normal(size=(N, SIZE[1], SIZE[0])), PIXEL)
+    (tmp_path / "ts.rawtlt").write_text("".join(f"{a}\n" for a in NOMINAL))
+    return open_tilt_series(tmp_path / "ts.mrc")
+
+
+def apart(a: Alignment, b: Alignment) -> float:
+    """Largest distance (px) between where two alignments see the same aligned points, within the images in use."""
+    p = np.stack(np.meshgrid(*(np.linspace(-s / 2, s / 2, 17) for s in SIZE)), axis=-1)
+    worst = 0.0
+    for m in a.included:
+        u = a.raw_to_aligned(m, p)
+        worst = max(worst, float(np.abs(b.aligned_to_raw(m, u) - p).max()))
+    return worst
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_every_pair_keeps_what_both_hold(tmp_path: Path, series: TiltSeries, source: str) -> None:
+    record = truth()
+    (tmp_path / source).mkdir()
+    write_record(tmp_path / source / OUT[source], record, source, str(series.path))
+    first = read_record(tmp_path / source / OUT[source], series)
+    # as the command does with --stack
+    recorded = series.tilt_deg if first.nominal_tilt_deg is None else first.nominal_tilt_deg
+    first = replace(first, name="ts", images=None, nominal_tilt_deg=recorded)
+    for target in FORMATS:
+        folder = tmp_path / f"{source}-{target}"
+        folder.mkdir()
+        paths, notes = write_record(folder / OUT[target], first, target, str(series.path))
+        assert all(path.is_file() for path in paths)
+        second = read_record(folder / OUT[target], series)
+        a, b = record.alignment, second.alignment
+        assert b.n_tilts == N and sorted(b.excluded) == [0, 4], (source, target)
+        assert apart(a, b) < 0.08, (source, target)
+        used = a.included
+        np.testing.assert_allclose(b.tilt_deg[used], a.tilt_deg[used], atol=1e-4)
+        if "aretomo" in (source, target):
+            assert not b.x_tilt_deg.any()
+            assert source == "aretomo" or any("x-axis tilt" in note for note in notes)
+        else:
+            np.testing.assert_allclose(b.x_tilt_deg[used], 1.25, atol=1e-4)
+        if target != "warp":
+            assert second.nominal_tilt_deg is not None
+            np.testing.assert_allclose(second.nominal_tilt_deg[used], NOMINAL[used], atol=1e-3)
+        else:
+            assert any("recorded angles are lost" in note for note in notes)
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_a_rigid_alignment_is_exact(tmp_path: Path, series: TiltSeries, target: str) -> None:
+    record = truth()
+    record = replace(record, alignment=record.alignment.without_warp())
+    _, notes = write_record(tmp_path / "out" / OUT[target], record, target, str(series.path))
+    back = read_alignment(tmp_path / "out" / OUT[target], series)
+    assert back.warp is None and apart(record.alignment, back) < 1e-3
+    assert not any("local motion" in note for note in notes)
+
+
+@pytest.mark.parametrize("target", ["aretomo", "relion5", "warp"])
+def test_magnification_goes_to_the_local_shifts(tmp_path: Path, series: TiltSeries, target: str) -> None:
+    record = truth()
+    a = record.alignment.without_warp()
+    a = replace(a, linear=a.linear @ np.array([[1.01, 0.004], [-0.002, 0.99]]))
+    _, notes = write_record(tmp_path / "out" / OUT[target], replace(record, alignment=a), target)
+    assert apart(a, read_alignment(tmp_path / "out" / OUT[target], series)) < 0.06
+    assert any("local motion is held by" in note for note in notes)
+
+
+def test_recorded_angles_that_are_not_one_offset_away_are_said(tmp_path: Path, series: TiltSeries) -> None:
+    record = truth()
+    uneven = replace(record.alignment, tilt_deg=record.alignment.tilt_deg + 0.1 * np.arange(N), warp=None)
+    _, notes = write_record(tmp_path / "ts.aln", replace(record, alignment=uneven), "aretomo")
+    assert any("recorded angles are held as one offset" in note for note in notes)
+    assert read_alignment(tmp_path / "ts.aln", series).tilt_deg[1] == pytest.approx(uneven.tilt_deg[1], abs=1e-4)
+
+
+def test_an_imod_folder_has_both_angles_and_both_kinds_of_local_motion(tmp_path: Path, series: TiltSeries) -> None:
+    paths, notes = write_record(tmp_path / "out", truth(), "imod", "ts.mrc")
+    names = {path.name for path in paths}
+    assert names == {"ts.xf", "ts.tlt", "ts.xtilt", "ts.rawtlt", "ts_warp.xf", "tslocal.xf", "newst.com", "tilt.com"}
+    np.testing.assert_allclose(imod.read_angles(tmp_path / "out" / "ts.rawtlt"), NOMINAL, atol=1e-4)
+    tilt = imod.read_command_file(tmp_path / "out" / "tilt.com", "tilt")
+    assert imod.excluded_views(tilt, "tilt.com") == [0, 4] and tilt.numbers("THICKNESS") == [44]
+    assert tilt.value("LOCALFILE") is None  # the warp file has corrected the aligned stack already
+    assert any("tslocal.xf" in note and "RMS" in note for note in notes)
+
+
+def test_aretomo_folders(tmp_path: Path, series: TiltSeries) -> None:
+    """Layout 1: all images in their order; 2: without the dark ones, sorted; 3: an aligned stack."""
+    record = truth()
+    record = replace(record, alignment=replace(record.alignment.without_warp(), x_tilt_deg=np.zeros(N)))
+    one = tmp_path / "ts_Imod"
+    write_record(one, record, "imod", "ts.mrc")
+    assert (one / "ts_st.xf").is_file() and apart(record.alignment, read_alignment(one, series)) < 2e-3
+    used = record.alignment.included
+    two = tmp_path / "two" / "ts_Imod"
+    two.mkdir(parents=True)
+    imod.write_xf(two / "ts_st.xf", record.alignment.linear[used], record.alignment.shift_px[used])
+    imod.write_angles(two / "ts_st.tlt", record.alignment.tilt_deg[used])
+    (two / "ts_st_order_list.csv").write_text(
+        "ImageNumber, TiltAngle\n" + "".join(f"{k + 1},{a:.2f}\n" for k, a in enumerate(NOMINAL[used][::-1]))
+    )
+    notes: list[str] = []
+    back = read_alignment(two, series, notes)
+    assert back.n_tilts == N and sorted(back.excluded) == [0, 4] and apart(record.alignment, back) < 2e-3
+    assert any("left out" in note for note in notes)
+    (two / "ts_st_order_list.csv").unlink()
+    with pytest.raises(InputError, match="5 images"):
+        read_alignment(two, series)  # refined angles alone may be whole steps off
+    three = tmp_path / "three" / "ts_Imod"
+    three.mkdir(parents=True)
+    imod.write_xf(three / "ts_st.xf", np.tile(np.eye(2), (N, 1, 1)), np.zeros((N, 2)))
+    imod.write_angles(three / "ts_st.tlt", NOMINAL)
+    (three / "tilt.com").write_text("$tilt\nTILTFILE ts_st.tlt\nLOCALFILE ts_st.xf\nFULLIMAGE 120 100\n")
+    notes = []
+    read_alignment(three, notes=notes)
+    assert any("aligned already" in note for note in notes) and any("LOCALFILE" in note for note in notes)
+
+
+def test_the_sign_of_the_x_tilt_file(tmp_path: Path) -> None:
+    """``tilt`` takes XAXISTILT away from XTILTFILE: the same rotation has opposite signs in the two."""
+    record = truth()
+    record = replace(record, alignment=record.alignment.without_warp())
+    write_record(tmp_path, record, "imod")
+    np.testing.assert_allclose(imod.read_angles(tmp_path / "ts.xtilt"), -1.25)
+    with (tmp_path / "tilt.com").open("a") as file:
+        file.write("XAXISTILT 0.5\n")
+    assert read_alignment(tmp_path / "ts.xf").x_tilt_deg == pytest.approx(np.full(N, 1.75))
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("a.xf", "imod"), ("a.aln", "aretomo"), ("tomograms.star", "relion5"), ("a.xml", "warp"), ("a.json", "json"),
+     ("folder", "imod"), ("a.mrc", None)],
+)  # fmt: skip
+def test_format_by_name(name: str, form: str | None) -> None:
+    assert format_of(Path(name)) == form
+
+
+def test_names_of_series() -> None:
+    assert [series_name(Path(n)) for n in ("ts_align.json", "ts_st.xf", "ts.aln", "a_warp.xf")] == [
+        "ts",
+        "ts",
+        "ts",
+        "a",
+    ]
+
+
+# --- the command
+
+
+def test_command(inr: Inr, tmp_path: Path, series: TiltSeries) -> None:
+    write_record(tmp_path / "in" / "ts_align.json", truth(), "json")
+    result = inr("convert", tmp_path / "in", tmp_path / "ts.aln", "--stack", series.path)
+    assert result.exit_code == 0, result.output
+    assert "patches to" in result.stdout and "px RMS" in result.stdout and "x-axis tilt" in result.stdout
+    before = (tmp_path / "ts.aln").read_text()
+    assert_refused(inr("convert", tmp_path / "in", tmp_path / "ts.aln"), "ts.aln", "--overwrite")
+    assert (tmp_path / "ts.aln").read_text() == before
+    assert inr("convert", tmp_path / "in", tmp_path / "ts.aln", "--overwrite").exit_code == 0
+    result = inr("convert", tmp_path / "ts.aln", tmp_path / "relion", "--to", "relion5", "--stack", series.path)
+    assert result.exit_code == 0, result.output
+    table = read_star(tmp_path / "relion" / "tilt_series" / "ts.star")["ts"]
+    assert len(table["rlnTomoYTilt"]) == 5 and table["rlnMicrographName"][0].startswith("000002@")
+    assert [float(v) for v in table["rlnTomoNominalStageTiltAngle"]] == pytest.approx(NOMINAL[[1, 2, 3, 5, 6]])
+    compared = inr("compare", tmp_path / "ts.aln", tmp_path / "in" / "ts_align.json")
+    assert compared.exit_code == 0, compared.output
+
+
+def test_command_refuses(inr: Inr, tmp_path: Path, series: TiltSeries) -> None:
+    write_record(
+        tmp_path / "ts_align.json", replace(truth(), alignment=replace(truth().alignment, pixel_size_A=None)), "json"
+    )
+    source = tmp_path / "ts_align.json"
+    assert_refused(inr("convert", tmp_path / "none.xf", tmp_path / "a.aln"), "none.xf")
+    assert_refused(inr("convert", source, tmp_path / "a.tif"), "a.tif", "--to")
+    for name in ("a.xml", "tomograms.star"):
+        assert_refused(inr("convert", source, tmp_path / name), "pixel size", "--stack")
+    assert_refused(inr("convert", source, tmp_path / "other.star", "--stack", series.path), "tomograms.star")
+    every = {m: "bad" for m in range(N)}
+    write_record(tmp_path / "all.json", replace(truth(), alignment=replace(truth().alignment, excluded=every)), "json")
+    assert_refused(inr("convert", tmp_path / "all.json", tmp_path / "b.aln"), "excluded")
+    assert not list(tmp_path.glob("*.aln")) and not list(tmp_path.glob("*.xml"))
+
+
+def test_a_stack_without_angles_still_gives_size_and_pixel(inr: Inr, tmp_path: Path, series: TiltSeries) -> None:
+    write_record(tmp_path / "a.aln", truth(), "aretomo")
+    (tmp_path / "ts.rawtlt").unlink()
+    result = inr("convert", tmp_path / "a.aln", tmp_path / "a.xml", "--stack", series.path)
+    assert result.exit_code == 0 and "on trust" in result.stdout
+    assert read_alignment(tmp_path / "a.xml").pixel_size_A == PIXEL
+
+
+def test_an_align_json_keeps_the_recorded_angles(tmp_path: Path) -> None:
+    write_record(tmp_path / "ts_align.json", truth(), "json")
+    values = json.loads((tmp_path / "ts_align.json").read_text())
+    values["input"] = {"nominal_tilt_deg": values.pop("nominal_tilt_deg")}
+    (tmp_path / "ts_align.json").write_text(json.dumps(values))
+    record = read_record(tmp_path / "ts_align.json")
+    assert record.nominal_tilt_deg is not None and record.nominal_tilt_deg.tolist() == NOMINAL.tolist()
+    assert record.thickness_px == 44
