@@ -227,14 +227,19 @@ class JointFit:
         return Lattice.covering(half_x, self.half_v, self.half_z, spacing)
 
     def _new_density(self) -> None:
-        """An empty field over the finest lattice, and its optimiser."""
-        s, lattice = self.settings, self.lattice(self.settings.schedule[-1].bin)
-        spacing = lattice.spacing
-        half_z, half_x, half_y = (n * spacing / 2 for n in lattice.shape)
+        """An empty field and its optimiser.
+
+        Voxels of the finest scale that moves the views lie midway between vertices, where interpolation smooths most:
+        on vertices, they fit more of the noise (S3: 0.57 instead of 0.55 px).
+        """
+        s = self.settings
+        moving = [scale.bin for scale in s.schedule if scale.motion_from < scale.steps]
+        lattice = self.lattice(min(moving, default=s.schedule[-1].bin))
+        half_z, half_x, half_y = (n * lattice.spacing / 2 for n in lattice.shape)
         self.field = make_field(
             s.field,
             (-half_x, half_x, -half_y, half_y, -half_z, half_z),
-            finest_px=spacing,
+            finest_px=float(s.schedule[-1].bin),
             levels=s.levels,
             seed=s.seed,
             scale=self.density_unit,
