@@ -24,7 +24,7 @@ from tests.running import Inr, assert_refused
 Array = NDArray[np.float64]
 
 SIZE, N, PIXEL = (120, 100), 7, 8.0
-NOMINAL = np.linspace(-60, 60, N)
+NOMINAL: Array = np.linspace(-60, 60, N)
 OUT = {"imod": "ts.xf", "aretomo": "ts.aln", "relion5": "tomograms.star", "warp": "ts.xml", "json": "ts.json"}
 
 
@@ -45,7 +45,7 @@ def truth(axis_deg: float = -84.7, offset_deg: float = 2.5) -> SeriesRecord:
         x_tilt_deg=np.full(N, 1.25),
         excluded={0: "dark", 4: "blank"},
     )
-    return SeriesRecord(alignment, "ts", NOMINAL, 3.0 * np.arange(N), None, 44.0)
+    return SeriesRecord(alignment, "ts", NOMINAL, np.arange(N, dtype=np.float64), None, 44.0)
 
 
 @pytest.fixture

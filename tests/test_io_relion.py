@@ -54,6 +54,20 @@ def test_angles_and_shifts_are_relions_own_matrices(shared_data: Path, tmp_path:
     np.testing.assert_allclose(b.rotation_deg, a.rotation_deg, atol=1e-4)
 
 
+def test_matrices_that_disagree_with_angles_are_used(tmp_path: Path) -> None:
+    record = replace(small(), alignment=small().alignment.without_warp())
+    write_relion(tmp_path, record)
+    path = tmp_path / "tilt_series" / "01.star"
+    table = read_star(path)["01"]
+    table |= {"rlnTomoProjX": ["[1,0,0,7]"] * 3, "rlnTomoProjY": ["[0,1,0,0]"] * 3}
+    write_star(path, {"01": table}, True)
+    notes: list[str] = []
+    a = read_relion(tmp_path / "tomograms.star", (81, 60), notes=notes).alignment
+    assert any("as RELION does" in note for note in notes) and not a.tilt_deg.any()
+    size = [int(read_star(tmp_path / "tomograms.star")["global"][f"rlnTomoSize{axis}"][0]) for axis in "XY"]
+    assert a.specimen_to_raw(1, np.zeros(3)) == pytest.approx([size[0] // 2 + 7 - 40, size[1] // 2 - 29.5])
+
+
 def test_written_angles_and_shifts_are_those_read(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / GOLDEN / "tilt_series" / "220728_TS_03.star"
     record = read_relion(path, image_size=K2)
@@ -128,8 +142,8 @@ def test_deformations_by_their_formula(tmp_path: Path) -> None:
     def weights(f: float) -> Array:
         return np.array([1 - 3 * f**2 + 2 * f**3, 3 * f**2 - 2 * f**3, f - 2 * f**2 + f**3, -(f**2) + f**3])
 
-    for u in ([0.0, 0.0], [12.0, -25.0], [-20.0, 30.0]):
-        q = rigid.aligned_to_raw(1, np.array(u)) + [40, 29.5]
+    for u in np.array([[0.0, 0.0], [12.0, -25.0], [-20.0, 30.0]]):
+        q = rigid.aligned_to_raw(1, u) + [40, 29.5]
         gx, gy = q / [81, 60] * [nx - 1, ny - 1]
         i, j = int(gx), int(gy)
         d = points[:, j : j + 2, i : i + 2]
@@ -140,10 +154,10 @@ def test_deformations_by_their_formula(tmp_path: Path) -> None:
                 value, slope_x, slope_y, twist = np.moveaxis(d[:, b, c], -1, 0)
                 shift += wx[c] * wy[b] * value + wx[2 + c] * wy[b] * slope_x
                 shift += wx[c] * wy[2 + b] * slope_y + wx[2 + c] * wy[2 + b] * twist
-        assert q + shift == pytest.approx(a.aligned_to_raw(1, np.array(u)) + [40, 29.5], abs=0.02)
+        assert q + shift == pytest.approx(a.aligned_to_raw(1, u) + [40, 29.5], abs=0.02)
     back = read_alignment(tmp_path / "tomograms.star", (81, 60))
-    u = np.stack(np.meshgrid(np.linspace(-20, 20, 9), np.linspace(-30, 30, 9)), axis=-1)
-    assert back.aligned_to_raw(1, u) == pytest.approx(a.aligned_to_raw(1, u), abs=0.02)
+    view = np.stack(np.meshgrid(np.linspace(-20, 20, 9), np.linspace(-30, 30, 9)), axis=-1)
+    assert back.aligned_to_raw(1, view) == pytest.approx(a.aligned_to_raw(1, view), abs=0.02)
 
 
 def test_other_deformations(tmp_path: Path) -> None:
@@ -165,6 +179,28 @@ def test_other_deformations(tmp_path: Path) -> None:
     notes: list[str] = []
     assert read_alignment(tmp_path / "tomograms.star", (81, 60), notes).warp is None
     assert any("Fourier" in note for note in notes)
+
+
+def test_files_that_are_there_keep_other_series_and_columns(tmp_path: Path) -> None:
+    one = replace(small(), nominal_tilt_deg=np.array([-30.0, 0.0, 30.0]), alignment=small().alignment.without_warp())
+    two = replace(one, name="two")
+    write_relion(tmp_path, one)
+    path = tmp_path / "tilt_series" / "01.star"
+    table = read_star(path)["01"]
+    table = {k: v[::-1] for k, v in table.items()} | {"rlnDefocusU": ["3", "2", "1"]}  # in another order
+    write_star(path, {"01": table}, True)
+    overview = read_star(tmp_path / "tomograms.star")["global"] | {"rlnVoltage": ["200"]}
+    write_star(tmp_path / "tomograms.star", {"global": overview}, True)
+    with pytest.raises(InputError, match="--overwrite"):
+        write_relion(tmp_path, two)
+    notes = write_relion(tmp_path, two, overwrite=True)
+    assert any("1 other series" in note for note in notes) and any("no CTF" in note for note in notes)
+    notes = write_relion(tmp_path, replace(one, alignment=replace(one.alignment, excluded={1: "bad"})), overwrite=True)
+    assert not any("no CTF" in note or "300 kV" in note for note in notes)
+    overview = read_star(tmp_path / "tomograms.star")["global"]
+    assert sorted(overview["rlnTomoName"]) == ["01", "two"] and overview["rlnVoltage"] == ["200", "200"]
+    assert read_star(path)["01"]["rlnDefocusU"] == ["1", "3"]
+    assert read_relion(tmp_path / "tomograms.star", (81, 60), name="two").alignment.n_tilts == 3
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,19 @@ from inrtomo.io.mrc import read_header
 from inrtomo.io.rigid import LocalGrid, Rigid, fit_local_shifts, hermite_spline, warp_from_local_shifts
 from inrtomo.io.series_record import SeriesRecord, series_name
 from inrtomo.io.star import Table, read_star, write_star
+from inrtomo.tiltseries import SAME_TILT_DEG
 
 Array = NDArray[np.float64]
 
 EULER = ("rlnTomoYTilt", "rlnTomoZRot", "rlnTomoXShiftAngst", "rlnTomoYShiftAngst")
 MATRIX = ("rlnTomoProjX", "rlnTomoProjY")
 DEFORMATION_SIZES = ("rlnTomoDeformationGridSizeX", "rlnTomoDeformationGridSizeY")
+DEFORMATIONS = {**dict.fromkeys(DEFORMATION_SIZES, "2"), "rlnTomoDeformationType": "spline"}
+"""Columns of the list of series, and what stands there for a series without."""
+REPLACED = (*MATRIX, "rlnTomoProjZ", "rlnTomoProjW", "rlnTomoDeformationCoefficients")
+"""Columns that an alignment that is there before must not leave behind."""
+SAME_PX = 0.1
+"""Up to this, angles and matrices of one file say the same."""
 MAX_GRID = 200
 MAX_IMAGES = 100_000
 THICKNESS_OF_WIDTH = 0.3
@@ -74,12 +81,17 @@ def read_relion(
     if size is None:
         raise InputError(f"{path}: the size of its images is not known; give the stack, or run in the project's folder")
     thickness = _number(general, "rlnTomoSizeZ", path)
-    if all(column in table for column in EULER):
+    has_angles = all(column in table for column in EULER)
+    has_matrices = all(column in table for column in MATRIX)
+    if has_angles:
         alignment = _from_angles(general, table, size, pixel, path, notes)
-    elif all(column in table for column in MATRIX):
-        alignment = _from_matrices(general, table, size, pixel, path)
-        notes.append(f"{path.name}: projection matrices of RELION 4")
-    else:
+    if has_matrices and (not has_angles or thickness):
+        old = _from_matrices(general, table, size, pixel, path)
+        apart = _distance(alignment, old) if has_angles else np.inf
+        if apart > SAME_PX:
+            alignment = old
+            notes.append(f"{path.name}: projection matrices of RELION 4" + _beside_angles(apart))
+    elif not has_angles:
         raise InputError(f"{path}: {name} is not aligned (it has no {EULER[0]}); align it first")
     nominal = _column(table, "rlnTomoNominalStageTiltAngle", path)
     exposure = _column(table, "rlnMicrographPreExposure", path)
@@ -304,6 +316,22 @@ def _from_matrices(general: Table, table: Table, size: tuple[int, int], pixel: f
     return Alignment(tilt, linear, shift, size, pixel, x_tilt_deg=x_tilt)
 
 
+def _distance(a: Alignment, b: Alignment) -> float:
+    """Largest distance (px) between where two alignments see points, local motion aside."""
+    half = max(a.image_size) / 2
+    points = half * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0.1]])
+    a, b = a.without_warp(), b.without_warp()
+    return float(
+        max(np.abs(a.specimen_to_raw(m, points) - b.specimen_to_raw(m, points)).max() for m in range(a.n_tilts))
+    )
+
+
+def _beside_angles(apart: float) -> str:
+    return (
+        f", used as RELION does though angles beside them differ by up to {apart:.2f} px" if np.isfinite(apart) else ""
+    )
+
+
 def _projection(tilt_deg: float, x_tilt_deg: float) -> Array:
     """Specimen -> aligned, ``(2, 3)``."""
     c, s = np.cos(np.deg2rad(tilt_deg)), np.sin(np.deg2rad(tilt_deg))
@@ -321,7 +349,8 @@ def relion_paths(folder: str | Path, name: str) -> list[Path]:
 def write_relion(folder: str | Path, record: SeriesRecord, overwrite: bool = False) -> list[str]:
     """Write `relion_paths`; returns sentences on what they do not hold, or only nearly.
 
-    Local motion, and changes of magnification, become spline deformations.
+    Local motion, and changes of magnification, become spline deformations. Files that are there, and may be
+    overwritten, keep what else they hold: other series, and the columns (CTF, movies) of this one.
     """
     a, notes = record.alignment, []
     overview_path, series_path = relion_paths(folder, record.name)
@@ -346,7 +375,7 @@ def write_relion(folder: str | Path, record: SeriesRecord, overwrite: bool = Fal
     table["rlnTomoXTilt"] = _written(-a.x_tilt_deg[rows])
     for column, values in zip(EULER, (a.tilt_deg, rigid.rotation_deg, shifts[:, 0], shifts[:, 1]), strict=True):
         table[column] = _written(values[rows])
-    overview: dict[str, list[str]] = {
+    overview: Table = {
         "rlnTomoName": [record.name],
         "rlnTomoTiltSeriesStarFile": [str(series_path)],
         **{column: [value] for column, value in OPTICS.items()},
@@ -364,10 +393,14 @@ def write_relion(folder: str | Path, record: SeriesRecord, overwrite: bool = Fal
         )
     if a.excluded:
         notes.append(f"{series_path.name}: excluded images ({_listed(a.excluded)}, from 0) have no row")
-    notes.append(
-        f"{overview_path.name}: microscope (300 kV, Cs 2.7 mm, amplitude contrast 0.1, hand -1) is RELION's usual and "
-        "not that of the series, and there is no CTF; correct and add them"
-    )
+    with_ctf = _keep_columns(series_path, table, overwrite, notes)
+    known = _keep_series(overview_path, overview, overwrite, notes)
+    if not (known and with_ctf):
+        notes.append(
+            f"{overview_path.name}: "
+            + "microscope (300 kV, Cs 2.7 mm, amplitude contrast 0.1, hand -1) is RELION's usual and not that of the "
+            "series; " * (not known) + "there is no CTF; " * (not with_ctf) + "correct and add what is missing"
+        )
     if any(n % 2 == 0 for n in a.image_size):
         notes.append(
             f"{series_path.name}: shifts are from RELION's image centre, index n / 2; half a pixel from IMOD's"
@@ -375,6 +408,69 @@ def write_relion(folder: str | Path, record: SeriesRecord, overwrite: bool = Fal
     write_star(series_path, {record.name: table}, overwrite)
     write_star(overview_path, {"global": overview}, overwrite)
     return notes
+
+
+def _keep_columns(path: Path, table: Table, overwrite: bool, notes: list[str]) -> bool:
+    """Add to a series' new table the other columns of its old file; whether there is a CTF among them.
+
+    Rows are matched by their recorded angles; where they cannot be, nothing is kept.
+    """
+    angle = "rlnTomoNominalStageTiltAngle"
+    if not (overwrite and path.is_file()) or angle not in table:
+        return False
+    try:
+        old = next((t for t in read_star(path).values() if angle in t), {})
+        recorded = _column(old, angle, path)
+    except InputError:
+        return False
+    wanted = np.array([float(word) for word in table[angle]])
+    if recorded is None or not len(recorded):
+        return False
+    nearest = np.abs(recorded[None] - wanted[:, None]).argmin(axis=1)
+    if np.abs(recorded[nearest] - wanted).max() > SAME_TILT_DEG or len(set(nearest.tolist())) != len(nearest):
+        notes.append(f"{path.name}: what it held before is of other images and is not kept")
+        return False
+    for column, words in old.items():
+        if column == "rlnMicrographName" or (column not in table and column not in REPLACED):
+            table[column] = [words[k] for k in nearest]
+    notes.append(f"{path.name}: keeps its other columns (movies, CTF)")
+    return "rlnDefocusU" in table
+
+
+def _keep_series(path: Path, overview: Table, overwrite: bool, notes: list[str]) -> bool:
+    """Add to the row of a series what an old ``tomograms.star`` says of it, and the rows of all others.
+
+    Returns whether the old one knew the microscope (of this series, or else of the others).
+    """
+    if not (overwrite and path.is_file()):
+        return False
+    try:
+        old = next((t for t in read_star(path).values() if "rlnTomoName" in t), {})
+    except InputError:
+        old = {}
+    if not old:
+        return False
+    name = overview["rlnTomoName"][0]
+    own = old["rlnTomoName"].index(name) if name in old["rlnTomoName"] else 0
+    ours_before = name in old["rlnTomoName"]
+    for column, words in old.items():
+        if column in OPTICS or (column not in overview and ours_before and column not in DEFORMATIONS):
+            overview[column] = [words[own]]
+        elif column not in overview:
+            overview[column] = [DEFORMATIONS.get(column, "None")]
+    others = [k for k, other in enumerate(old["rlnTomoName"]) if other != name]
+    for column, words in overview.items():
+        filled = [DEFORMATIONS.get(column, words[0])] * len(old["rlnTomoName"])
+        words += [old.get(column, filled)[k] for k in others]
+    if others:
+        notes.append(f"{path.name}: keeps its {len(others)} other series")
+        mixed = any((column in old) != (column in overview) for column in DEFORMATIONS)
+        if mixed:
+            notes.append(
+                f"{path.name}: only some of its series have deformations, which RELION does not foresee; give all of "
+                "them an alignment with local motion, or none"
+            )
+    return True
 
 
 def tomogram_size(record: SeriesRecord) -> tuple[int, int, int]:
