@@ -48,13 +48,14 @@ from inrtomo.reconstruct.filters import FILTERS, RadialFilter
 from inrtomo.reconstruct.halves import Source, halves
 from inrtomo.reconstruct.live import LiveView
 from inrtomo.reconstruct.prepared import PreparedTilts, other_images, prepared_tilts, refined
+from inrtomo.reconstruct.sart_tv import SartTvSettings, sart_tv_slabs
 from inrtomo.reconstruct.sirt import SirtSettings, sirt_slabs
 from inrtomo.reconstruct.slabs import Slab, ranges
 from inrtomo.reconstruct.tomogram import Tomogram, tomogram
 from inrtomo.reconstruct.wedge import energy_in_wedge, measured_only
 from inrtomo.report.figures import slices
 
-METHODS = ("fbp", "sirt", "field")
+METHODS = ("fbp", "sirt", "sart-tv", "field")
 DEFAULT_THICKNESS_NM = 300.0
 DEFAULT_MEMORY = "4G"
 TOMOGRAM_SHARE = 0.25  # of the memory: a larger tomogram waits in a scratch file for what concerns all of it
@@ -62,20 +63,20 @@ POLARITY_SIZE = 512  # px: enough of an image to see whether protein is bright
 OWN_OPTIONS = {
     "filter_name": ("fbp",),
     "radial": ("fbp",),
-    "iterations": ("fbp", "sirt"),
+    "iterations": ("fbp", "sirt", "sart-tv"),
     "subsets": ("sirt",),
-    "nonnegative": ("sirt",),
-    "ctf_mode": ("fbp", "sirt"),
+    "nonnegative": ("sirt", "sart-tv"),
+    "ctf_mode": ("fbp", "sirt", "sart-tv"),
     "field_kind": ("field",),
     "prior": ("field",),
     "loss": ("field",),
     "average": ("field",),
     "refine": ("field",),
-    "mask_gold": ("sirt", "field"),
+    "mask_gold": ("sirt", "sart-tv", "field"),
     "seed": ("field",),
 }
 """Options that mean nothing to other methods."""
-_FILTER, _FIELD, _SIRT = RadialFilter(), FieldSettings(), SirtSettings()
+_FILTER, _FIELD, _SIRT, _SART = RadialFilter(), FieldSettings(), SirtSettings(), SartTvSettings()
 
 
 @command("inr-recon", context_settings={"show_default": True})
@@ -86,7 +87,7 @@ _FILTER, _FIELD, _SIRT = RadialFilter(), FieldSettings(), SirtSettings()
     "--method",
     type=click.Choice(METHODS),
     default="fbp",
-    help="fbp: weighted back-projection; sirt: iterations; field: a fitted non-negative density.",
+    help="fbp: weighted back-projection; sirt, sart-tv: iterations; field: a fitted non-negative density.",
 )
 @click.option(
     "--thickness",
@@ -124,10 +125,11 @@ _FILTER, _FIELD, _SIRT = RadialFilter(), FieldSettings(), SirtSettings()
 @click.option(
     "--iterations",
     type=click.IntRange(1),
-    help=f"Of sirt, or of the sirt-like filter.  [default: {_SIRT.iterations}, {_FILTER.iterations}]",
+    help=f"Of sirt, of sart-tv, of the sirt-like filter.  [default: {_SIRT.iterations}, {_SART.iterations}, "
+    f"{_FILTER.iterations}]",
 )
 @click.option("--subsets", type=click.IntRange(1), default=_SIRT.subsets, help="sirt: of tilts, one after the other.")
-@click.option("--nonnegative", is_flag=True, help="sirt: no density below that of the surroundings.")
+@click.option("--nonnegative", is_flag=True, help="sirt, sart-tv: no density below that of the surroundings.")
 @click.option("--field", "field_kind", type=click.Choice(FIELDS), default=_FIELD.field, help="field: what holds it.")
 @click.option(
     "--prior",
@@ -193,15 +195,16 @@ class Options:
     overwrite: bool
 
     def beside(self, ending: str) -> Path:
-        """OUT with an ending of its own instead of ``.mrc``."""
-        return self.output.with_name(self.output.stem + ending)
+        """OUT with an ending of its own, a tomogram's (``_odd``) followed by that of OUT."""
+        suffix = "" if "." in ending else self.output.suffix
+        return self.output.with_name(self.output.stem + ending + suffix)
 
     @property
     def outputs(self) -> list[Path]:
         """Everything that will be written."""
         endings = [".json", "_live.png"]
-        endings += ["_odd.mrc", "_even.mrc"] if self.with_halves else []
-        endings += ["_sd.mrc"] if self.average > 1 else []
+        endings += ["_odd", "_even"] if self.with_halves else []
+        endings += ["_sd"] if self.average > 1 else []
         return [self.output, *map(self.beside, endings)]
 
 
@@ -213,8 +216,6 @@ class _Run:
         _check_combination(o, typed)
         self.radial = _filter(o.filter_name, o.radial, o.iterations)
         self.priors = _priors(o.prior, o.field_kind)
-        if o.output.suffix != ".mrc":
-            raise InputError(f"{o.output}: call it .mrc; that is the format it is written in")
         check_outputs(o.outputs, o.overwrite, o.stack, o.alignment)
         self.given = given = read_aligned_stack(o.stack, o.alignment, o.pixel_size, o.exclude)
         thickness_nm = _thickness(o.thickness, o.alignment, given)
@@ -276,7 +277,7 @@ class _Run:
             facts["mean_and_sd_before"] = list(volume.normalise())
         facts["tilts_used"] = used.included.tolist()
         self.record[source.name or "all"] = facts
-        path = o.beside(f"_{source.name}.mrc") if source.name else o.output
+        path = o.beside(f"_{source.name}") if source.name else o.output
         if not source.name:
             picture = o.beside("_live.png")
             slices(volume.volume, picture, f"{o.output.name}: {task}", self.voxel_A)
@@ -337,6 +338,10 @@ class _Run:
         """SIRT or SART, in slabs."""
         o, data = self.o, (tilts.images, tilts.weight, tilts.alignment, float(self.shape[0]))
         memory = 0.75 * o.memory
+        if o.method == "sart-tv":
+            iterations = o.iterations or _SART.iterations
+            sart = SartTvSettings(iterations, nonnegative=o.nonnegative, memory_bytes=memory)
+            return sart_tv_slabs(*data, sart, progress)
         sirt = SirtSettings(o.iterations or _SIRT.iterations, o.subsets, o.nonnegative, memory_bytes=memory)
         return sirt_slabs(*data, sirt, progress)
 
@@ -385,8 +390,8 @@ class _Run:
             with tomogram(self.shape, o.output.parent, TOMOGRAM_SHARE * o.memory) as spread:
                 spread.take((rows, sd * np.float32(abs(factor))) for rows, _, sd in found.slabs())
                 label = f"inr-recon: standard deviation of {o.average} fits"
-                spread.write(o.beside("_sd.mrc"), o.orientation, self.voxel_A, o.overwrite, label)
-            click.echo(f"wrote {o.beside('_sd.mrc')} (standard deviation over {o.average} fits)")
+                spread.write(o.beside("_sd"), o.orientation, self.voxel_A, o.overwrite, label)
+            click.echo(f"wrote {o.beside('_sd')} (standard deviation over {o.average} fits)")
         return ((rows, mean) for rows, mean, _ in found.slabs())
 
     def recording(self, tilts: PreparedTilts, check: NDArray[np.float32] | None) -> Recording:

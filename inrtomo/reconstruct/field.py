@@ -31,6 +31,7 @@ from inrtomo.priors import (
     WEDGE_WEIGHT,
     boundary_consistency,
     isotropic_prior,
+    total_variation,
     wedge_penalty,
 )
 from inrtomo.projection import Lattice, back_project, project
@@ -44,7 +45,9 @@ FIELDS = ("hash", "mlp", "siren", "tensor", "voxel")
 NETWORKS = ("mlp", "siren")
 STEPS = {8: 60, 4: 60, 2: 50, 1: 24}  # at bins: what coarse steps have settled, finer and dearer ones need not
 LEAST_SIZE = 24  # binned px of the coarsest scale: below this there is little to see
+OUTSIDE_LEVELS = 2  # of the finest that material beyond the view does without
 COARSEST_PX = 64  # spacing of the field's first level
+LARGEST_GAIN = 4.0  # of a tilt, and its inverse the smallest: more is no gain but a density that is not there yet
 GAIN_FROM = 10  # steps before the tilts' gains are free: an empty density would drive them anywhere
 PATIENCE = 8  # steps without a lower held-out loss that end the last scale
 SLAB_MARGIN = 0.08  # of the thickness, above and below what is written: the specimen may reach beyond it
@@ -128,7 +131,7 @@ class FieldSettings:
             field=self.field, levels=1 + max(1, round(np.log2(coarsest))), schedule=self.schedule(image_size),
             loss="l2" if self.loss in COUNT_KINDS else self.loss, warp="none", sparsity=self.priors.sparsity,
             variation=self.priors.variation, background_order=self.background_order, held_out=self.held_out,
-            fit_motion=False, memory_bytes=self.memory_bytes, seed=self.seed + number,
+            fit_motion=False, outside=OUTSIDE_LEVELS, memory_bytes=self.memory_bytes, seed=self.seed + number,
         )  # fmt: skip
 
 
@@ -355,7 +358,22 @@ class FieldStage(Stage):
             self.check = other.images * ratio[:, None, None].astype(np.float32)
             self.data.held = self.data.fit
         self.n_batch, self.slabs = self._within_memory()
+        self.noise_of_sum, self.noise_of_voxel = (self.noise * part for part in self._passed())
         self._random = np.random.default_rng(fit.settings.seed)
+
+    def _passed(self) -> tuple[float, float]:
+        """What the transfer function leaves of a constant and of white noise; all where there is none.
+
+        Priors weigh against what reaches the density. Of its mean phase contrast shows but a few percent: sparsity
+        with the weight it has without would empty the density.
+        """
+        if self.transfer is None:
+            return 1.0, 1.0
+        image = np.zeros((1, *self.data.images.shape[1:]), dtype=np.float32)
+        image[0, image.shape[1] // 2, image.shape[2] // 2] = 1.0
+        lowest = int(np.argmin(np.abs(self.fit.tilts)))
+        spread = self.transfer.apply(image, np.array([lowest]))
+        return min(1.0, abs(float(spread.sum()))), min(1.0, float(np.linalg.norm(spread)))
 
     def _within_memory(self) -> tuple[int, list[range]]:
         """How many tilts make a batch, and the slabs."""
@@ -427,6 +445,7 @@ class FieldStage(Stage):
         for batch in self.batches():
             ideal[batch] = self.data_term(ideal[batch], batch, total, False, with_gain)
         fit.gain /= np.exp(np.mean(np.log(fit.gain)))
+        np.clip(fit.gain, 1 / LARGEST_GAIN, LARGEST_GAIN, out=fit.gain)
         for rows in self.slabs:
             wide = rows
             if len(self.slabs) > 1:
@@ -447,18 +466,21 @@ class FieldStage(Stage):
 
     def add_priors(self, grad: F32, rho: F32) -> None:
         """Add the gradient of the density's priors to ``grad``; Fourier priors see the view, slab by slab."""
-        super().add_priors(grad, rho)
         fit, priors, spacing = self.fit, self.fit.options.priors, self.lattice.spacing
+        grad += np.float32(priors.sparsity * self.noise_of_sum)
+        if priors.variation:
+            slope: Any = total_variation(rho, 0.1 * fit.density_unit)[1]
+            grad += np.float32(priors.variation * self.noise_of_voxel) * slope
         width = min(round(fit.shape[2] / spacing), rho.shape[1])
         first = (rho.shape[1] - width) // 2
         view = slice(first, first + width)
         seen = np.ascontiguousarray(rho[:, view])
         if priors.wedge:
             rounding = 0.1 * fit.density_unit
-            slope: Any = wedge_penalty(seen, spacing, fit.tilts, float(fit.shape[0]), rounding)[1]
-            grad[:, view] += np.float32(priors.wedge * self.noise) * slope
+            slope = wedge_penalty(seen, spacing, fit.tilts, float(fit.shape[0]), rounding)[1]
+            grad[:, view] += np.float32(priors.wedge * self.noise_of_voxel) * slope
         if priors.isotropic:
-            grad[:, view] += np.float32(priors.isotropic * self.noise) * isotropic_prior(seen)[1]
+            grad[:, view] += np.float32(priors.isotropic * self.noise_of_voxel) * isotropic_prior(seen)[1]
 
     def _add_boundary(self, field: TensorField) -> None:
         """Add the gradient of differences across nodes' edges, as if there were a pair of points per voxel there."""
@@ -468,7 +490,7 @@ class FieldStage(Stage):
         values = field.points(np.concatenate([here, there]), self.active)
         one, other = values[: len(here)], values[len(here) :]
         _, a, b = boundary_consistency(one, other, 0.1 * self.fit.density_unit)
-        weight = np.float32(self.fit.options.priors.boundary * self.noise)
+        weight = np.float32(self.fit.options.priors.boundary * self.noise_of_voxel)
         field.backward_points(weight * np.concatenate([a, b]).astype(np.float32))
 
 

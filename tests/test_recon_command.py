@@ -1,0 +1,168 @@
+"""``inr-recon`` beyond back-projection: methods, halves, CTF, what is written beside the tomogram, and refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from inrtomo.io.mrc import open_stack
+from inrtomo.metrics.volume import cc
+from inrtomo.reconstruct import field
+from tests.running import Inr, assert_refused
+
+OPTIONS = ("--thickness", 30, "--orientation", "xyz", "--bin", 2)
+
+
+@pytest.fixture
+def series(tiny_series: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny series that may be written beside."""
+    return Path(shutil.copytree(tiny_series, tmp_path / "series"))
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits that are over soon."""
+    monkeypatch.setattr(field, "STEPS", {4: 50, 2: 40, 1: 14})
+    monkeypatch.setattr(field, "LEAST_SIZE", 12)
+
+
+def read(path: Path) -> np.ndarray:
+    assert mrcfile.validate(path)
+    return mrcfile.read(path)
+
+
+def truth_like(series: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The specimen binned by 2, as high as a tomogram."""
+    truth = mrcfile.read(series / "ts_truth.mrc")
+    nz, ny, nx = (n // 2 for n in truth.shape)
+    binned = truth.reshape(nz, 2, ny, 2, nx, 2).mean(axis=(1, 3, 5))
+    first = (nz - shape[0]) // 2
+    return binned[first : first + shape[0]]
+
+
+def test_field_with_halves_average_and_everything_beside_it(inr: Inr, series: Path, short: None) -> None:
+    out = series / "out.mrc"
+    more = ("--halves", "--average", 2, "--normalize", "--prior", "variation,sparsity=0.3")
+    done = inr("recon", series / "ts.mrc", series / "ts_truth.json", "-o", out, "--method", "field", *OPTIONS, *more)
+    assert done.exit_code == 0, done.output
+    assert "-60.00 to 60.00°, 21 tilts" in done.output and "odd and even frames" in done.output
+    volume = read(out)
+    truth = truth_like(series, volume.shape)
+    assert volume.shape == (15, 48, 48)
+    assert cc(volume, truth) > 0.85
+    assert abs(volume.mean()) < 1e-4 and volume.std() == pytest.approx(1, abs=1e-3)
+    odd, even = (read(series / f"out_{half}.mrc") for half in ("odd", "even"))
+    assert 0.8 < cc(odd, even) < 0.9999
+    spread = read(series / "out_sd.mrc")
+    assert spread.min() >= 0 and spread.max() > 0
+    assert (series / "out_live.png").stat().st_size > 1000
+    record = json.loads((series / "out.json").read_text())
+    assert record["tilt_range_deg"] == [-60, 60] and record["voxel_size_A"] == 20
+    assert record["settings"]["method"] == "field" and record["priors"]["sparsity"] == 0.3
+    assert record["all"]["tilts_used"] == list(range(21))
+    assert 0 < record["all"]["wedge_energy"] < 0.5
+    assert record["all"]["held_out_loss"] > 0 and len(record["all"]["losses"]) == 2
+    assert record["peak_memory_bytes"] > 1e8
+
+
+def test_field_keeps_contrast_and_unit_of_the_images(inr: Inr, series: Path, short: None) -> None:
+    dark = series / "dark.mrc"
+    with mrcfile.new(dark) as file:
+        file.set_data(1000 - mrcfile.read(series / "ts.mrc"))
+        file.voxel_size = 10
+    shutil.copy(series / "ts.rawtlt", series / "dark.rawtlt")
+    for contrast, sign in (("input", -1), ("positive", 1)):
+        out = series / f"{contrast}.mrc"
+        options = (*OPTIONS, "--method", "field", "--contrast", contrast, "--field", "voxel")
+        done = inr("recon", dark, series / "ts_truth.json", "-o", out, *options)
+        assert done.exit_code == 0, done.output
+        volume = read(out)
+        truth = truth_like(series, volume.shape)
+        slope = np.polyfit(truth.ravel(), volume.ravel(), 1)[0]
+        assert slope == pytest.approx(sign, abs=0.3)
+
+
+def test_sart_tv(inr: Inr, series: Path) -> None:
+    out = series / "ts.rec"
+    options = (*OPTIONS, "--method", "sart-tv", "--iterations", 8)
+    assert inr("recon", series / "ts.mrc", series / "ts_truth.json", "-o", out, *options).exit_code == 0
+    volume = read(out)
+    assert cc(volume, truth_like(series, volume.shape)) > 0.6
+
+
+def test_sirt_and_halves_of_tilts_where_there_are_no_frames(inr: Inr, series: Path) -> None:
+    for half in ("odd", "even"):
+        (series / f"ts_{half}.mrc").unlink()
+    out = series / "out.mrc"
+    options = (*OPTIONS, "--method", "sirt", "--iterations", 10, "--nonnegative", "--halves", "--measured-only")
+    done = inr("recon", series / "ts.mrc", series / "ts_truth.json", "-o", out, *options)
+    assert done.exit_code == 0, done.output
+    assert "every other tilt" in done.output
+    record = json.loads((series / "out.json").read_text())
+    odd, even = record["odd"]["tilts_used"], record["even"]["tilts_used"]
+    assert sorted(odd + even) == list(range(21)) and not set(odd) & set(even)
+    assert record["all"]["wedge_energy"] < 0.01
+    volume = read(out)
+    assert cc(volume, truth_like(series, volume.shape)) > 0.6
+
+
+def test_ctf_is_undone(inr: Inr, tmp_path: Path, short: None) -> None:
+    options = "--size 64 64 --thickness 20 --tilt-step 6 --snr 10 --shifts 2 --warp 0 --beads 2 --seed 2 --base ts"
+    assert inr("simulate", "-o", tmp_path, "--defocus", 3, *options.split()).exit_code == 0
+    truth = mrcfile.read(tmp_path / "ts_truth.mrc")
+    found = {}
+    for name, more in (("raw", ()), ("flip", ("--ctf", 3)), ("fit", ("--ctf", 3, "--method", "field"))):
+        out = tmp_path / f"{name}.mrc"
+        common = ("--thickness", 20, "--orientation", "xyz", "--contrast", "positive")
+        done = inr("recon", tmp_path / "ts.mrc", tmp_path / "ts_truth.json", "-o", out, *common, *more)
+        assert done.exit_code == 0, done.output
+        volume = open_stack(out).read()
+        first = (len(truth) - len(volume)) // 2
+        found[name] = abs(cc(volume, truth[first : first + len(volume)]))
+    assert found["fit"] > found["flip"] + 0.1, found
+
+
+def test_refine_polishes_the_alignment(inr: Inr, series: Path, short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from inrtomo.align.joint import Scale
+    from inrtomo.reconstruct import prepared
+
+    monkeypatch.setattr(prepared, "DEFAULT_SCHEDULE", (Scale(2, 30, 8, None), Scale(1, 10, 2, 4)))
+    out = series / "out.mrc"
+    options = (*OPTIONS, "--method", "field", "--refine")
+    done = inr("recon", series / "ts.mrc", series / "ts_truth.json", "-o", out, *options)
+    assert done.exit_code == 0, done.output
+    assert "held-out" in json.loads((series / "out.json").read_text())["all"]["refined"]
+    volume = read(out)
+    assert cc(volume, truth_like(series, volume.shape)) > 0.75
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--average", 2), ("--average", "field")),
+        (("--method", "field", "--filter", "ramp"), ("--filter", "fbp")),
+        (("--method", "sirt", "--prior", "wedge"), ("--prior", "field")),
+        (("--method", "field", "--prior", "beauty"), ("beauty", "sparsity")),
+        (("--method", "field", "--prior", "wedge=-1"), ("wedge=-1",)),
+        (("--method", "field", "--prior", "boundary"), ("boundary", "tensor")),
+        (("--method", "field", "--memory", "2M"), ("--memory",)),
+        (("--method", "field", "--loss", "poisson"), ("poisson", "counts")),
+        (("--memory", "much"), ("much", "4G")),
+        (("--ctf", 300), ("300", "um")),
+        (("--ctf-mode", "wiener"), ("--ctf",)),
+        (("--halves", "--exclude", "0-16"), ("--halves", "4")),
+    ],
+    ids=lambda v: "-".join(map(str, v)) if isinstance(v, tuple) else str(v),
+)
+def test_refusals(inr: Inr, series: Path, options: tuple[object, ...], words: tuple[str, ...]) -> None:
+    for half in ("odd", "even"):
+        (series / f"ts_{half}.mrc").unlink()
+    before = sorted(series.iterdir())
+    result = inr("recon", series / "ts.mrc", series / "ts_truth.json", "-o", series / "out.mrc", *options)
+    assert_refused(result, *words)
+    assert sorted(series.iterdir()) == before
