@@ -69,12 +69,12 @@ def main(
     results = work / "results.jsonl"
     options = ("--error-bars",) if error_bars else ()
     for name in wanted:
-        for seed in _numbers(seeds):
+        for seed in seed_numbers(seeds):
             done = {} if again else _records(results)
             missing = [m for m in chosen if not _is_done(done, name, seed, m)]
             if not missing:
                 continue
-            case = _case(name, seed, densities, work, threads, options)
+            case = simulated_case(name, seed, densities, work, threads, options)
             for method in missing:
                 for record in _run(case, method, volumes and not scaling):
                     with open(results, "a", encoding="utf-8") as file:
@@ -140,7 +140,9 @@ def _numbers_of(residual: Residual) -> dict[str, float]:
     return {key: value for key, value in asdict(residual).items() if isinstance(value, float)}
 
 
-def _case(name: str, seed: int, densities: Path | None, work: Path, threads: int, options: tuple[str, ...]) -> Case:
+def simulated_case(
+    name: str, seed: int, densities: Path | None, work: Path, threads: int, options: tuple[str, ...]
+) -> Case:
     """The series, simulated if it is not there yet."""
     folder = work / "series" / f"{name}_{seed}"
     truth_path = folder / f"{name}_truth.json"
@@ -221,7 +223,7 @@ def _echo(record: dict[str, Any]) -> None:
     click.echo(text)
 
 
-def _numbers(text: str) -> list[int]:
+def seed_numbers(text: str) -> list[int]:
     """``0-2,4`` -> [0, 1, 2, 4]."""
     numbers: list[int] = []
     for part in text.split(","):
