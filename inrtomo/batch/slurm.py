@@ -1,0 +1,89 @@
+"""Series on a SLURM cluster, by submitit: a job array, a task a series; what runs out of time is requeued."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from submitit import Job, SlurmExecutor
+from submitit.core.utils import FailedJobError, UncompletedJobError
+from submitit.helpers import Checkpointable, DelayedSubmission
+
+from inrtomo.batch.manifest import Series
+from inrtomo.batch.runner import Runner, places
+from inrtomo.batch.slurm_template import MOST_TASKS, MOST_TIMEOUTS, read_template
+from inrtomo.batch.state import FAILED, Batch
+from inrtomo.batch.summary import write_summary
+from inrtomo.errors import InputError
+from inrtomo.io.files import make_folder
+
+
+class Task(Checkpointable):
+    """What runs on the node: some series of a batch, one after the other."""
+
+    def __init__(self, batch: Batch, series: Sequence[Series]) -> None:
+        self.batch, self.series = batch, tuple(series)
+
+    def __call__(self) -> None:
+        # submitit passes SIGTERM over; it is how SLURM says that somebody cancelled the job
+        signal.signal(signal.SIGTERM, _terminate)
+        self._runner = Runner(self.batch, places(1), _say, patient=False)
+        self._runner.add(self.series)
+        try:
+            self._runner.work()
+        except UncompletedJobError:
+            self._give_up()
+            raise
+        finally:
+            if all(state in ("done", "failed") for state in self.batch.states().values()):
+                write_summary(self.batch)
+        failed = [one.name for one in self.series if (self.batch.state / f"{one.name}.{FAILED}").exists()]
+        if failed:
+            raise FailedJobError(f"{', '.join(failed)}: see {self.batch.log(failed[0])}")
+
+    def checkpoint(self) -> DelayedSubmission:
+        """The time is over: stop the command so that it can be gone on with, and be called again."""
+        self._runner.stop()
+        return DelayedSubmission(Task(self.batch, self.series))
+
+    def _give_up(self) -> None:
+        """No further requeue: what has not ended has failed."""
+        for one in self.series:
+            record = self.batch.record(one.name)
+            if record is None or record["state"] != "interrupted":
+                continue
+            claim = self.batch.claim(one.name)
+            if claim is not None:
+                said = f"its time was over {MOST_TIMEOUTS + 1} times; ask for more, then --retry goes on with it"
+                self.batch.settle(one.name, FAILED, {**record, "state": FAILED, "message": said})
+                claim.release()
+
+
+def _say(name: str, record: dict[str, Any]) -> None:
+    print(name, record["state"], record["message"], flush=True)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def submit(batch: Batch, series: Sequence[Series], template: Path) -> list[Job[Any]]:
+    """Hand series to SLURM; returns submitit's jobs."""
+    parameters = read_template(template)
+    folder = make_folder(batch.state / "slurm")
+    try:
+        executor = SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS)
+    except RuntimeError:
+        raise InputError("--slurm: there is no srun here; call inr-batch where jobs are submitted") from None
+    executor.update_parameters(**parameters)
+    share = -(-len(series) // MOST_TASKS)
+    parts = [series[k : k + share] for k in range(0, len(series), share)]
+    try:
+        with executor.batch():
+            return [executor.submit(Task(batch, part)) for part in parts]
+    except FailedJobError as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{template}: sbatch refused the job ({said}); correct the #SBATCH lines") from None
