@@ -101,6 +101,11 @@ def test_the_projector_is_the_one_of_the_joint_fit(n_rows):
     corrected, step = density.copy(), rng.random(density.shape, dtype=np.float32)
     joseph.correct(corrected, images, lattice, tilts, step, lowest=-0.5)
     np.testing.assert_allclose(corrected, np.maximum(density + step * spread, -0.5), atol=1e-4)
+    received = rng.random(images.shape, dtype=np.float32)
+    corrected = density.copy()
+    step = (1 / np.maximum(projection.back_project(received, lattice, tilts), 2.0)).astype(np.float32)
+    joseph.correct_by_means(corrected, images, received, lattice, tilts, 2.0, lowest=-0.5)
+    np.testing.assert_allclose(corrected, np.maximum(density + step * spread, -0.5), atol=1e-4)
 
 
 def test_rays_at_every_tilt_stay_in_the_lattice_until_they_leave_the_slab():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from inrtomo.errors import InputError
-from inrtomo.reconstruct.rays import Rays
+from inrtomo.reconstruct.rays import Rays, level_volume
+from inrtomo.reconstruct.sart_tv import SartTvSettings, sart_tv_slabs, sart_tv_volume
 from inrtomo.reconstruct.sirt import SirtSettings, sirt_slabs, sirt_volume
 from inrtomo.reconstruct.slabs import sections
 from inrtomo.reconstruct.sweeps import Sweeps, image_levels, interleaved
@@ -32,7 +33,7 @@ def small(x_tilt: float = 0.0, axis_deg: float = 3.0, noise: float = 0.0, n: int
         (FULL, 4.0, 86.3, SirtSettings(25, free_level=False)),
         (FULL, 0.0, 3.0, SirtSettings(6, subsets=5, free_level=False)),
         (WEDGE, 0.0, 3.0, SirtSettings(25, nonnegative=True)),
-        (WEDGE, 4.0, 3.0, SirtSettings(25, nonnegative=True)),
+        (WEDGE, 4.0, 3.0, SirtSettings(6, subsets=5, nonnegative=True)),
     ],
 )
 def test_points_land_within_two_hundredths_of_a_pixel(tilts, x_tilt, axis_deg, settings):
@@ -91,11 +92,11 @@ def test_column_and_row_sums_are_those_of_the_weighted_rays():
     paths = rays.forward(np.ones(rays.lattice.shape, np.float32), every)
     weight = np.full_like(images, 0.3)
     weight[:, 10:14, 8:12] = 0
+    well_seen = rays.adjoint(weight, every) > 0.1 * 0.3 * len(images)
+    assert well_seen.mean() > 0.3
     sweeps = Sweeps(rays, 2 * paths, weight, np.zeros(len(images)), 1)
     sweeps.sweep()
-    well_seen = sweeps.step < 10 * sweeps.step.min()
-    assert well_seen.mean() > 0.3
-    np.testing.assert_allclose(sweeps.density[well_seen], 2, atol=0.02)
+    np.testing.assert_allclose(sweeps.density[well_seen], 2, atol=0.03)
 
 
 def test_pixels_without_weight_change_nothing():
@@ -145,8 +146,8 @@ def test_a_nonnegative_density_finds_the_level_that_was_lost():
 def test_slabs_leave_no_trace(x_tilt, axis_deg, nonnegative):
     """Of noisy images, which no smoothness hides: within 1e-4 of the sd everywhere, seams and interior alike."""
     alignment = series(np.linspace(-60, 60, 11), (70, 90) if axis_deg < 45 else (90, 70), axis_deg, x_tilt)
-    images = blob_images(alignment) + 3 * np.random.default_rng(3).normal(size=(11, *alignment.image_size[::-1]))
-    images = images.astype(np.float32)
+    images = blob_images(alignment)
+    images += np.random.default_rng(3).normal(scale=3, size=images.shape).astype(np.float32)
     weight = (np.random.default_rng(4).random(images.shape) > 0.05).astype(np.float32)
     settings = SirtSettings(5, nonnegative=nonnegative)
     whole = sirt_volume(images, weight, alignment, 12, settings)
@@ -171,6 +172,59 @@ def test_sections_are_those_of_the_volume():
         np.testing.assert_array_equal(xyz, whole)
     imod = np.stack(list(sections(sirt_slabs(images, weight, alignment, 12, settings), whole.shape, "imod", 1)))
     np.testing.assert_array_equal(imod.transpose(1, 0, 2)[::-1], whole)
+
+
+@pytest.mark.parametrize(
+    "tilts, x_tilt, settings",
+    [
+        (FULL, 0.0, SartTvSettings(4, free_level=False)),
+        (WEDGE, 4.0, SartTvSettings(4, nonnegative=True)),
+    ],
+)
+def test_points_land_with_total_variation_too(tilts, x_tilt, settings):
+    alignment = series(tilts, x_tilt=x_tilt)
+    images = blob_images(alignment)
+    volume = sart_tv_volume(images, np.ones_like(images), alignment, 30, settings)
+    for point in POINTS:
+        found, height = position_and_height(volume, point)
+        np.testing.assert_allclose(found, point, atol=0.02)
+        assert 0.75 < height < 1.05
+
+
+def test_total_variation_takes_noise_from_flat_densities():
+    """Of noisy images of a box: nearer to it than without the prior, its inside smoother, its step still there."""
+    tilts = np.arange(-66, 67, 6.0)
+    alignment = series(tilts, (48, 40))
+    rays = Rays(alignment, alignment.image_size, 1, 20)
+    box = np.zeros(rays.lattice.shape, np.float32)
+    middle = rays.lattice.shape[1] // 2
+    box[5:15, middle - 12 : middle + 12, 14:34] = 1
+    truth = level_volume(box, rays.lattice, 0.0, rays.shape, 1)
+    images = rays.forward(box, np.arange(len(tilts)))
+    images += np.random.default_rng(0).normal(scale=4, size=images.shape).astype(np.float32)
+    weight = np.ones_like(images)
+    settings = SartTvSettings(8, nonnegative=True, free_level=False)
+    noisy, smooth, smoother = (
+        sart_tv_volume(images, weight, alignment, 20, replace(settings, variation=v)) for v in (0.0, 1.0, 3.0)
+    )
+    assert np.mean((smooth - truth) ** 2) < 0.6 * np.mean((noisy - truth) ** 2)
+    inside = (slice(8, 12), slice(14, 26), slice(16, 32))
+    assert smoother[inside].std() < smooth[inside].std() < 0.5 * noisy[inside].std()
+    assert smooth[inside].mean() - smooth[8:12, 14:26, :8].mean() > 0.7
+
+
+def test_slabs_with_total_variation_leave_no_trace():
+    alignment = series(np.linspace(-60, 60, 9), (24, 120), x_tilt=2.0)
+    images = blob_images(alignment)
+    images += np.random.default_rng(3).normal(scale=3, size=images.shape).astype(np.float32)
+    weight = np.ones_like(images)
+    settings = SartTvSettings(6)
+    whole = sart_tv_volume(images, weight, alignment, 10, settings)
+    little = replace(settings, memory_bytes=2.3e6)
+    slabs = list(sart_tv_slabs(images, weight, alignment, 10, little))
+    assert len(slabs) > 1
+    for rows, slab in slabs:
+        np.testing.assert_allclose(slab, whole[:, rows.start : rows.stop], atol=1e-3 * whole.std())
 
 
 def test_subsets_share_the_angles():

@@ -99,6 +99,44 @@ def _correct(rho, projections, cosines, sines, z0, x0, u0, rows_at_a_time, plane
                             here[y] = max(lowest, here[y] + total[y])
 
 
+@nb.njit(parallel=True, fastmath=True, cache=True)
+def _correct_by_means(
+    rho, projections, received, cosines, sines, z0, x0, u0, rows_at_a_time, planes_at_a_time, least, lowest
+):  # type: ignore[no-untyped-def]  # noqa: E501
+    nz, nx, ny = rho.shape
+    n_tilts, nu, _ = projections.shape
+    n_chunks = (nz + planes_at_a_time - 1) // planes_at_a_time
+    for task in nb.prange(((ny + rows_at_a_time - 1) // rows_at_a_time) * n_chunks):
+        block, chunk = task // n_chunks, task % n_chunks
+        low, high = block * rows_at_a_time, min(ny, (block + 1) * rows_at_a_time)
+        total, weight = np.empty(high - low, np.float32), np.empty(high - low, np.float32)
+        for j in range(nx):
+            for k in range(chunk * planes_at_a_time, min(nz, (chunk + 1) * planes_at_a_time)):
+                total[:] = 0.0
+                weight[:] = 0.0
+                seen = False
+                for m in range(n_tilts):
+                    c, s = cosines[m], sines[m]
+                    at = (x0 + j) * c + (z0 + k) * s - u0
+                    if at <= -1.0 or at >= nu:
+                        continue
+                    seen = True
+                    i = int(np.floor(at))
+                    scale = 1.0 / max(abs(c), abs(s))
+                    w0 = np.float32(max(0.0, 1.0 - (at - i) * scale) * scale) if i >= 0 else np.float32(0.0)
+                    w1 = np.float32(max(0.0, 1.0 - (i + 1 - at) * scale) * scale) if i + 1 < nu else np.float32(0.0)
+                    i0, i1 = max(i, 0), min(i + 1, nu - 1)
+                    a, b = projections[m, i0, low:high], projections[m, i1, low:high]
+                    p, q = received[m, i0, low:high], received[m, i1, low:high]
+                    for y in range(high - low):
+                        total[y] += w0 * a[y] + w1 * b[y]
+                        weight[y] += w0 * p[y] + w1 * q[y]
+                if seen:
+                    here = rho[k, j, low:high]
+                    for y in range(high - low):
+                        here[y] = max(lowest, here[y] + total[y] / max(weight[y], least))
+
+
 def project(rho: F32, lattice: Lattice, tilt_deg: Array, n_u: int) -> F32:
     """As `inrtomo.projection.project`: ``(n_tilts, n_u, ny)`` in density x lattice spacing."""
     cosines, sines, z0, x0, u0 = _geometry(lattice, tilt_deg, n_u)
@@ -127,6 +165,23 @@ def correct(
     _correct(
         rho, projections, cosines, sines, z0, x0, u0, ROWS_AT_A_TIME, PLANES_AT_A_TIME,
         rho if step is None else step, step is not None, np.float32(lowest),
+    )  # fmt: skip
+
+
+def correct_by_means(
+    rho: F32,
+    projections: F32,
+    received: F32,
+    lattice: Lattice,
+    tilt_deg: Array,
+    least: float,
+    lowest: float = NO_BOUND,
+) -> None:
+    """As `correct`, the step being ``1 / max(least, back-projection of received)`` for these tilts alone."""
+    cosines, sines, z0, x0, u0 = _geometry(lattice, tilt_deg, projections.shape[1])
+    _correct_by_means(
+        rho, projections, received, cosines, sines, z0, x0, u0, ROWS_AT_A_TIME, PLANES_AT_A_TIME,
+        np.float32(least), np.float32(lowest),
     )  # fmt: skip
 
 

@@ -106,10 +106,20 @@ class Rays:
         self, rho: F32, images: F32, tilts: Ints, step: F32 | None = None, lowest: float = joseph.NO_BOUND
     ) -> None:
         """``rho = max(lowest, rho + step * adjoint(images, tilts))`` in one pass, in place."""
-        shape = (len(tilts), self.n_u, self.lattice.shape[2])
-        spread = spread_at(images, *self._indices(tilts), shape)
-        spread *= np.float32(self.lattice.spacing)
-        joseph.correct(rho, spread, self.lattice, self.tilt_deg[tilts], step, lowest)
+        joseph.correct(rho, self.spread(images, tilts), self.lattice, self.tilt_deg[tilts], step, lowest)
+
+    def correct_by_means(
+        self, rho: F32, images: F32, tilts: Ints, received: F32, least: float, lowest: float = joseph.NO_BOUND
+    ) -> None:
+        """As `correct`, the step being ``1 / max(least, adjoint(weight, tilts))``, ``received = spread(weight)``."""
+        ideal = self.spread(images, tilts)
+        joseph.correct_by_means(rho, ideal, received, self.lattice, self.tilt_deg[tilts], least, lowest)
+
+    def spread(self, images: F32, tilts: Ints) -> F32:
+        """The adjoint's first half: pixels added into ideal projections ``(len(tilts), n_u, rows of the lattice)``."""
+        out = spread_at(images, *self._indices(tilts), (len(tilts), self.n_u, self.lattice.shape[2]))
+        out *= np.float32(self.lattice.spacing)
+        return out
 
     @property
     def indices(self) -> tuple[F32, F32]:

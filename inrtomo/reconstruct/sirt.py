@@ -1,7 +1,7 @@
 """Simultaneous iterative reconstruction along the deformed rays, straight from the raw images.
 
 Sweeps of `inrtomo.reconstruct.sweeps` from an empty density. Few iterations give the low frequencies, more of them
-finer detail and its noise; ordered subsets of n tilts' groups go about n times as fast.
+finer detail and its noise; n ordered subsets get there about n times as fast.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def sirt_slabs(
             partly((done + 1) / settings.iterations)
         return sweeps.density
 
-    n_volumes = 2 if settings.subsets == 1 else 3
+    n_volumes = 2 if settings.subsets == 1 else 1
     yield from solved_in_slabs(
         solve, images, weight, alignment, thickness_px, settings.bin, settings.memory_bytes, n_volumes, OVERLAP, report
     )

@@ -6,7 +6,9 @@ With A the deformed rays, b the images and w the weights of their pixels, a swee
 
 so each ray spreads its error evenly over its length and each voxel takes the weighted mean of what its rays say
 (J. Gregor and T. Benson, IEEE Trans. Med. Imaging 27 (2008) 918; with one tilt a subset it is SART, A. Andersen and
-A. Kak, Ultrason. Imaging 6 (1984) 81). Subsets share one C, that of the largest column sum, which is safe for all.
+A. Kak, Ultrason. Imaging 6 (1984) 81). C is that of the subset: with Joseph's weights a voxel's column sum differs by
+half from tilt to tilt, and one C for all of them shifted points by 0.1 px in z. It is kept for one subset and made in
+passing for several.
 
 **Level.** An image says nothing about the density's mean: its zero is unknown, and a slab goes on beyond the view. So
 every image has a constant of its own, found once for all slabs: its mean, which makes a signed density one about
@@ -45,11 +47,11 @@ LEAST_COLUMN_SUM = 0.05  # of that of a voxel seen by all: voxels that few rays 
 LEAST_PATH = 0.5  # voxels: a shorter way through the slab says nothing
 LEVEL_SIZE = 64  # px of the images from which levels are found
 LEVEL_SWEEPS = 40
-SOLVENT = 0.35  # quantile of a non-negative density that is its zero: at least so much of a specimen is solvent
+SOLVENT = 0.6  # quantile of a non-negative density that is its zero: molecules fill less than the rest even in a cell
 TINY = float(np.finfo(np.float32).tiny)
 SPLINE_MARGIN = 6  # rows: the cubic B-spline that lays an x-tilted slab level forgets an edge by 0.27 a row
 PIXEL_ARRAYS = 8  # of the size of a slab's images: where they read, weights, residuals and their copies
-IDEAL_ARRAYS = 2
+IDEAL_ARRAYS = 4
 
 
 class Sweeps:
@@ -64,6 +66,7 @@ class Sweeps:
 
     Attributes:
         density: ``[z, x, y]`` on the rays' lattice, zero at first; density per raw px.
+        step: C where there is one subset.
     """
 
     def __init__(
@@ -77,45 +80,58 @@ class Sweeps:
         spacing = rays.lattice.spacing
         self.density = np.ones(rays.lattice.shape, dtype=np.float32)
         paths = rays.forward(self.density, every)
-        # what a voxel that every ray meets receives; of the whole images, so that slabs agree
-        full = spacing * max(float(weight[subset].max(axis=(1, 2)).sum()) for subset in self.subsets)
+        # a share of what a voxel receives that every ray meets; of the whole images, so that slabs agree
+        self.least = [
+            max(TINY, LEAST_COLUMN_SUM * spacing * float(weight[subset].max(axis=(1, 2)).sum()))
+            for subset in self.subsets
+        ]
         weight = weight[:, rows, cols] * (rays.seen(every) & (paths > LEAST_PATH * spacing))
         self.pixel = weight / np.maximum(paths, LEAST_PATH * spacing)
         self.density[:] = 0
-        self.step = rays.adjoint(weight[self.subsets[0]], self.subsets[0])
-        for subset in self.subsets[1:]:
-            np.maximum(self.step, rays.adjoint(weight[subset], subset), out=self.step)
-        np.maximum(self.step, max(LEAST_COLUMN_SUM * full, TINY), out=self.step)
-        np.reciprocal(self.step, out=self.step)
-        if allowed is not None:
-            self.step *= allowed
+        self.allowed = allowed
+        self.step: F32 | None = None
+        self.received: F32 | None = None
+        if len(self.subsets) > 1:
+            self.received = rays.spread(weight, every)
+        else:
+            self.step = rays.adjoint(weight, every)
+            np.maximum(self.step, self.least[0], out=self.step)
+            np.reciprocal(self.step, out=self.step)
 
     def sweep(self, relaxation: float = 1.0, lowest: float = NO_BOUND) -> None:
         """One iteration: every subset once, in turn; the density ends at ``lowest`` or above."""
-        for subset in self.subsets:
-            self.rays.correct(self.density, self._errors(subset, relaxation), subset, self.step, lowest)
+        for subset, least in zip(self.subsets, self.least, strict=True):
+            errors = self._errors(subset)
+            if relaxation != 1.0:
+                errors *= np.float32(relaxation)
+            self._correct(errors, subset, least, lowest)
 
     def sweep_levels(self, lowest: float) -> Array:
         """As `sweep`, but each image's constant is freed again first; gives the constants that were taken out."""
         out = np.zeros(len(self.images))
-        for subset in self.subsets:
-            errors = self._errors(subset, 1.0)
-            pixel = self.pixel[subset]
+        for subset, least in zip(self.subsets, self.least, strict=True):
+            errors, pixel = self._errors(subset), self.pixel[subset]
             out[subset] = errors.sum(axis=(1, 2)) / np.maximum(pixel.sum(axis=(1, 2)), TINY)
             constant = out[subset].astype(np.float32)[:, None, None]
             self.images[subset] -= constant
             errors -= constant * pixel
-            self.rays.correct(self.density, errors, subset, self.step, lowest)
+            self._correct(errors, subset, least, lowest)
         return out
 
-    def _errors(self, subset: Ints, relaxation: float) -> F32:
+    def _errors(self, subset: Ints) -> F32:
         """Images minus the density's, over the rays' lengths, in their weights."""
         errors = self.rays.forward(self.density, subset)
         np.subtract(self.images[subset], errors, out=errors)
         errors *= self.pixel[subset]
-        if relaxation != 1.0:
-            errors *= np.float32(relaxation)
         return errors
+
+    def _correct(self, errors: F32, subset: Ints, least: float, lowest: float) -> None:
+        if self.received is None:
+            self.rays.correct(self.density, errors, subset, self.step, lowest)
+        else:
+            self.rays.correct_by_means(self.density, errors, subset, self.received[subset], least, lowest)
+        if self.allowed is not None:
+            self.density *= self.allowed
 
 
 def interleaved(tilt_deg: Array, n_subsets: int) -> list[Ints]:
