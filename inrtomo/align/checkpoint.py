@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from inrtomo.errors import InputError
 from inrtomo.io.files import atomic_path
 
-FORMAT = 1
+FORMAT = 2
 SAVE_EVERY_S = 15.0
 
 

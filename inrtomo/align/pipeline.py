@@ -110,6 +110,7 @@ class AlignResult:
         thickness_px: of the specimen as its density says, raw px.
         residual_px: weighted RMS residual of the tracks per tilt (NaN where there is none), raw px.
         residual_rms_px: over all tracks and tilts, None without tracks.
+        tracks_px: x and y in the start's specimen and RMS residual of every track, ``(n_tracks, 3)`` raw px.
         losses: per step of the joint fit: bin, step, loss of fitted, loss of held-out pixels; empty with ``fast``.
         verdict: of the guard; None with ``fast``.
         levelling: where the specimen lay in the frame of the start (height, tilt offset, x-tilt; raw px, degrees)
@@ -129,6 +130,7 @@ class AlignResult:
     thickness_px: float
     residual_px: Array
     residual_rms_px: float | None
+    tracks_px: Array
     losses: list[tuple[int, int, float, float]]
     verdict: Verdict | None
     levelling: dict[str, Any]
@@ -311,6 +313,7 @@ class _Run:
             thickness_px=rest.thickness_px * self.factor,
             residual_px=residual * self.factor,
             residual_rms_px=None if rms is None else rms * self.factor,
+            tracks_px=np.array(tracked["tracks_px"], dtype=np.float64).reshape(-1, 3) * self.factor,
             losses=losses,
             verdict=verdict,
             levelling=levelling,
@@ -350,7 +353,8 @@ class _Run:
         elif given is not None and not s.fast:
             self.prepared = prepared_only()
             start = replace(given, excluded=dict(self.prepared.excluded))
-            tracked = self.tracked(0.5 * min(self.size), np.full(len(tilt_deg), np.nan), None, False, [])
+            none = np.full(len(tilt_deg), np.nan)
+            tracked = self.tracked(0.5 * min(self.size), none, None, np.zeros((0, 3)), False, [])
         else:
             slab = None if s.thickness_px is None else s.thickness_px / self.factor
             start, fast = fast_alignment_of(
@@ -362,8 +366,10 @@ class _Run:
             for stage, value in fast.seconds.items():
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + value
             found = fast.tracks
+            seen = np.isfinite(found.residual_per_track)
+            tracks = np.column_stack([found.points[:, :2], found.residual_per_track])[seen]
             tracked = self.tracked(
-                found.slab_px, found.residual_per_tilt, found.residual_rms, fast.axis_ambiguous, fast.notes
+                found.slab_px, found.residual_per_tilt, found.residual_rms, tracks, fast.axis_ambiguous, fast.notes
             )
         for text in (*self.prepared.notes, *tracked["notes"]):
             self.note(text)
@@ -391,13 +397,20 @@ class _Run:
         return replace(prepared, images=images)
 
     def tracked(
-        self, slab_px: float, residual_px: Array, rms_px: float | None, ambiguous: bool, notes: list[str]
+        self,
+        slab_px: float,
+        residual_px: Array,
+        rms_px: float | None,
+        tracks_px: Array,
+        ambiguous: bool,
+        notes: list[str],
     ) -> dict[str, Any]:
         """What is remembered of the tracks, as plain values."""
         return {
             "slab_px": float(slab_px),
             "residual_px": [float(v) if np.isfinite(v) else None for v in residual_px],
             "residual_rms_px": None if rms_px is None or not np.isfinite(rms_px) else float(rms_px),
+            "tracks_px": tracks_px.tolist(),
             "axis_ambiguous": ambiguous,
             "x_tilt_deg": 0.0 if self.settings.start is None else float(np.mean(self.settings.start.x_tilt_deg)),
             "notes": list(notes),

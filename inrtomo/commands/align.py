@@ -395,6 +395,7 @@ def _report(series: TiltSeries, settings: AlignSettings, result: AlignResult, he
         "held_out_loss": None if verdict is None else verdict.held_out_loss[verdict.chosen],
         "residual_px": _plain(result.residual_px),
         "residual_rms_px": result.residual_rms_px,
+        "tracks": {"place_px": result.tracks_px[:, :2].tolist(), "residual_px": result.tracks_px[:, 2].tolist()},
         "tilt_axis_deg": float(np.median(a.rotation_deg[a.included])),
         "tilt_axis_ambiguous": result.axis_ambiguous,
         "thickness_px": thickness,
