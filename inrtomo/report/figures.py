@@ -1,4 +1,4 @@
-"""Quick-look pictures (PNG) of an alignment run: one function a picture, drawn without a display.
+"""Quick-look pictures (PNG or SVG, by the path's ending) of an alignment run, one function a picture, no display.
 
 Every function writes ``path`` (by rename, when complete) and returns it. Excluded tilts are drawn hollow.
 """
@@ -62,7 +62,7 @@ def draw_slices(
         axes.set(xlabel=f"{across} ({unit})", ylabel=f"{up} ({unit})")
     grid[1, 1].axis("off")
     figure.suptitle(title or "central slices")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def alignment_plots(
@@ -90,7 +90,7 @@ def alignment_plots(
     bottom.set(xlabel="tilt angle (deg)", ylabel="tilt (deg)")
     bottom.legend(loc="best")
     figure.suptitle(title or "alignment")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def residuals(alignment: Alignment, residual_px: Array, path: str | Path, title: str = "") -> Path:
@@ -105,7 +105,7 @@ def residuals(alignment: Alignment, residual_px: Array, path: str | Path, title:
         axes.legend(loc="best")
     axes.set(xlabel="tilt angle (deg)", ylabel="residual (px)", ylim=(0, None))
     figure.suptitle(title or "residual of every tilt")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def warp_arrows(alignment: Alignment, path: str | Path, tilts: Sequence[int] | None = None, title: str = "") -> Path:
@@ -127,7 +127,7 @@ def warp_arrows(alignment: Alignment, path: str | Path, tilts: Sequence[int] | N
             xlim=(-half[0] - spacing, half[0] + spacing), ylim=(-half[1] - spacing, half[1] + spacing),
         )  # fmt: skip
     figure.suptitle(f"{title or 'local motion'}: longest arrow {longest:.2f} px, drawn {enlarged:.0f} times enlarged")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def held_out_loss(
@@ -151,7 +151,7 @@ def held_out_loss(
     axes.set(xlabel="step", ylabel="loss (noise variances)")
     axes.legend(loc="best")
     figure.suptitle(title or "held-out loss")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _against_tilt(
@@ -194,8 +194,8 @@ def _panels(count: int, height_over_width: float) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     """Write the figure; an older picture of the same name is replaced (commands check their outputs before)."""
     with atomic_path(path, overwrite=True) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=DPI)
     return Path(path)

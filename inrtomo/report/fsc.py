@@ -33,7 +33,7 @@ def fsc_plot(
         curves: by name; main: the one whose crossing of ``threshold`` is marked.
         single: curves of single images, drawn thin behind the others, evenly spread if there are many.
 
-    Writes ``path`` (PNG; an older one is replaced) and returns it.
+    Writes ``path`` (PNG or SVG by its ending; an older one is replaced) and returns it.
     """
     whole = {name: curve for name, curve in curves.items() if name == main or name in COLORS}
     parts = {name: curve for name, curve in curves.items() if name not in whole}
@@ -55,7 +55,7 @@ def fsc_plot(
         panel.set_ylim(min(lowest - 0.02, -0.1), 1.02)
     figure.suptitle(title, fontsize=10)
     with atomic_path(path, overwrite=True) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=DPI)
     return Path(path)
 
 
