@@ -23,7 +23,7 @@ from inrtomo.batch.manifest import Series
 from inrtomo.batch.page import page
 from inrtomo.batch.slurm_template import TEMPLATE, read_template
 from inrtomo.batch.state import DONE, FAILED, Batch
-from inrtomo.batch.summary import HIGH, outlying, summarise
+from inrtomo.batch.summary import COLUMNS, outlying, summarise
 from inrtomo.batch.watch import Watch
 from inrtomo.errors import InputError
 from tests.running import ROOT, Inr, assert_refused
@@ -215,14 +215,16 @@ def test_what_stands_out() -> None:
     rng = np.random.default_rng(0)
     residual = rng.normal(0.5, 0.05, 200)
     residual[[7, 11]] = 1.5, 0.05
-    assert np.flatnonzero(outlying(residual, HIGH)).tolist() == [7]
+    assert np.flatnonzero(outlying(residual, COLUMNS["residual_px"])).tolist() == [7]
     axis = np.append(rng.normal(179.9, 0.3, 60) % 360, [175.0])
     axis[axis > 180] -= 360
-    assert np.flatnonzero(outlying(axis, "both", axis=True)).tolist() == [60], "180 and -180 are neighbours"
+    assert np.flatnonzero(outlying(axis, COLUMNS["axis_deg"])).tolist() == [60], "180 and -180 are neighbours"
     same = np.full(20, 85.0)
     same[3] = 85.4
-    assert not outlying(same, "both", axis=True).any(), "less than a degree is nothing"
-    assert not outlying(np.array([1.0, np.nan, 100.0]), HIGH).any(), "too few to say what is usual"
+    assert not outlying(same, COLUMNS["axis_deg"]).any(), "less than a degree is nothing"
+    left_out = np.array([0.0, 0, 0, 0, 1, 2, 5, 0, 0])
+    assert np.flatnonzero(outlying(left_out, COLUMNS["excluded_tilts"])).tolist() == [6]
+    assert not outlying(np.array([1.0, np.nan, 100.0]), COLUMNS["residual_px"]).any(), "too few to say what is usual"
 
 
 class Checker(html.parser.HTMLParser):

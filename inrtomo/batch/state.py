@@ -94,13 +94,14 @@ class Batch:
             lines = (self.state / "series.jsonl").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return {}
-        rows = (Series.from_dict(json.loads(line)) for line in lines if line.endswith("}"))
-        return {row.name: row for row in rows}
+        rows = (_series_of(line) for line in lines)
+        return {row.name: row for row in rows if row is not None}
 
     def add(self, series: Iterable[Series]) -> None:
         """Note series that are not known yet, or are known with other options."""
         known = self.series()
-        text = "".join(json.dumps(one.as_dict()) + "\n" for one in series if known.get(one.name) != one)
+        # the line break comes first: the last line may be what a full disk left of one
+        text = "".join("\n" + json.dumps(one.as_dict()) for one in series if known.get(one.name) != one)
         with open(self.state / "series.jsonl", "a", encoding="utf-8") as file:
             file.write(text)
 
@@ -187,6 +188,13 @@ class Claim:
         """Let go. The first claim of the chain goes first: takers-over look at that one last."""
         for path in self._chain:
             path.unlink(missing_ok=True)
+
+
+def _series_of(line: str) -> Series | None:
+    try:
+        return Series.from_dict(json.loads(line))
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _make_claim(folder: Path, name: str, attempts: int) -> Claim | None:

@@ -114,6 +114,8 @@ STEPS = {
 
 def check_options(step: Step, options: Sequence[str]) -> None:
     """Refuse (InputError) what would make every single series fail: options that the command does not have."""
+    if not options:
+        return
     command = step.command()
     for word in options:
         if word.partition("=")[0] in OWN:

@@ -20,8 +20,8 @@ from inrtomo.io.files import write_text
 OUTLIER_SD = 4.0
 """Values further than so many (robust) standard deviations from the median stand out ..."""
 LEAST_FRACTION = 0.05
-"""... if they differ from it by more than this part of it too: series of one session agree almost exactly."""
-LEAST_AXIS_DEG = 1.0
+"""... if they differ from it by more than this part of it too, or by what the column says: series of one session agree
+almost exactly."""
 FEWEST = 5
 """Of fewer series nobody can say what is usual."""
 HIGH, LOW, BOTH = "high", "low", "both"
@@ -34,18 +34,20 @@ class Column:
     title: str
     unit: str = ""
     side: str = ""
+    least: float | None = None
+    is_angle: bool = False
 
 
 COLUMNS = {
     "residual_px": Column("residual", "px", HIGH),
     "thickness_nm": Column("thickness", "nm", BOTH),
-    "axis_deg": Column("tilt axis", "°", BOTH),
-    "excluded_tilts": Column("tilts left out", "", HIGH),
+    "axis_deg": Column("tilt axis", "°", BOTH, least=1.0, is_angle=True),
+    "excluded_tilts": Column("tilts left out", "", HIGH, least=3.0),
     "held_out_loss": Column("held-out loss", "", HIGH),
     "kept": Column("kept"),
     "axis_doubtful": Column("axis 180° in doubt"),
     "memory_GiB": Column("memory", "GiB"),
-    "tilts_used": Column("tilts used", "", LOW),
+    "tilts_used": Column("tilts used", "", LOW, least=3.0),
     "energy_in_wedge": Column("variance in wedge", "", HIGH),
     "least_seen": Column("least seen", "", LOW),
     "resolution_A": Column("resolution", "Å", HIGH),
@@ -94,11 +96,7 @@ class Summary:
     @cached_property
     def outliers(self) -> dict[str, NDArray[np.bool_]]:
         """For each column that has a side to look at, which series stand out."""
-        return {
-            key: outlying(self.numbers(key), c.side, axis=key == "axis_deg")
-            for key, c in self.columns.items()
-            if c.side
-        }
+        return {key: outlying(self.numbers(key), column) for key, column in self.columns.items() if column.side}
 
     def standing_out(self) -> dict[str, list[str]]:
         """Names of series that stand out, and in what."""
@@ -164,23 +162,23 @@ def table(summary: Summary) -> str:
     return text.getvalue()
 
 
-def outlying(values: NDArray[np.float64], side: str, axis: bool = False) -> NDArray[np.bool_]:
-    """Which values are far from the median on that side, by the median absolute deviation; NaN never is.
+def outlying(values: NDArray[np.float64], column: Column) -> NDArray[np.bool_]:
+    """Which values are far from the median on the column's side, by the median absolute deviation; NaN never is.
 
-    An ``axis`` is an angle in degrees: 359 and 1 are neighbours.
+    Angles are in degrees: 359 and 1 are neighbours.
     """
     known = np.isfinite(values)
     far = np.zeros(len(values), dtype=bool)
     if known.sum() < FEWEST:
         return far
-    middle = _middle_angle(values[known]) if axis else float(np.median(values[known]))
+    middle = _middle_angle(values[known]) if column.is_angle else float(np.median(values[known]))
     away = np.where(known, values - middle, 0.0)
-    if axis:
+    if column.is_angle:
         away = (away + 180) % 360 - 180
     spread = 1.4826 * float(np.median(np.abs(away[known])))
-    least = LEAST_AXIS_DEG if axis else LEAST_FRACTION * abs(middle)
-    away = {HIGH: away, LOW: -away, BOTH: np.abs(away)}[side]
-    far[:] = known & (away > max(OUTLIER_SD * spread, least))
+    least = LEAST_FRACTION * abs(middle) if column.least is None else column.least
+    away = {HIGH: away, LOW: -away, BOTH: np.abs(away)}[column.side]
+    far[:] = known & (away >= max(OUTLIER_SD * spread, least)) & (away > 0)
     return far
 
 
