@@ -232,7 +232,9 @@ class Checker(html.parser.HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.text, self.open, self.rows, self.loaded = "", [], 0, []
+        self.text, self.rows = "", 0
+        self.open: list[str] = []
+        self.loaded: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.rows += tag == "tr"

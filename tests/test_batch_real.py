@@ -92,7 +92,8 @@ def test_slurm(raw: Path, tmp_path: Path) -> None:
             process = start_command(
                 "batch", "align", raw, "-o", out, "--slurm", template, "--wait", "--", "--fast", "--tilt-axis", 0
             )
-            until(lambda: (out / "state" / "ts1.log").exists(), process)
+            log = out / "state" / "ts1.log"
+            until(lambda: log.exists() and "tilt angles" in log.read_text(), process)
             array, task, _ = json.loads((out / "state" / "ts1.claimed").read_text())["job"].split("_")
             # what SLURM sends some time before the limit; for a job of minutes there is no waiting for it
             subprocess.run(["scancel", f"--signal={signal.SIGUSR2.name[3:]}", f"{array}_{task}"], check=True)

@@ -29,4 +29,8 @@ def main() -> None:
     # SLURM tells every process of a task that its time is nearly over; the worker stops the command in its own way
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     sys.argv = [f"inr-{name}", *sys.argv[3:]]
-    importlib.import_module(f"inrtomo.commands.{name}").main()
+    try:
+        command = importlib.import_module(f"inrtomo.commands.{name}").main
+    except KeyboardInterrupt:  # later it is the command's own matter
+        sys.exit(f"inr-{name}: interrupted")
+    command()

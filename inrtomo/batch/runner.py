@@ -69,7 +69,7 @@ class Attempt:
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(os.getpid()), self.step.name, *self.line],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, cwd=self.batch.cwd,
-            env={**os.environ, **environment}, start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment}, start_new_session=True,
         )  # fmt: skip
 
     def has_ended(self) -> bool:

@@ -133,6 +133,8 @@ def columns(step: Step) -> dict[str, click.Option]:
 
 def fitted(step: Step, series: Sequence[Series]) -> tuple[list[Series], list[str]]:
     """The series with only those columns that are options of the command, and the names of the others."""
+    if not any(one.options for one in series):
+        return list(series), []
     known = columns(step)
     left_out = dict.fromkeys(name for one in series for name in one.options if name not in known)
     if not left_out:
