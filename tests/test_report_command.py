@@ -153,7 +153,7 @@ def test_disagreement_is_the_error_of_the_shifts(tiny_series: Path, truth: Align
     rms = float(np.sqrt((jitter**2).sum(axis=1).mean()))
     assert spoiled.disagreement == pytest.approx(rms, rel=0.35) and judge(spoiled).word != GOOD
     shift = truth.shift_px.copy()
-    shift[7] += (6.0, -4.0)
+    shift[7] += (5.0, -3.0)
     one = evidence(replace(truth, shift_px=shift))
     assert 7 in one.bad_tilts and judge(one).word == CHECK and "7" in judge(one).reasons[-1]
     hopeless = replace(truth, shift_px=12 * rng.normal(size=truth.shift_px.shape))
@@ -164,7 +164,7 @@ def test_rule() -> None:
     good = Evidence(40, 2, False, 0.4, 0.8, 1.0)
     assert judge(good).word == GOOD
     for change, word in (
-        ({"disagreement": 1.5}, CHECK), ({"disagreement": 3.5}, FAILED), ({"recognised": 0.8}, CHECK),
+        ({"disagreement": 1.0}, CHECK), ({"disagreement": 2.5}, FAILED), ({"recognised": 0.8}, CHECK),
         ({"recognised": 0.4}, FAILED), ({"excluded": 9}, CHECK), ({"excluded": 21}, FAILED),
         ({"axis_is_guess": True}, CHECK), ({"bad_tilts": (3,)}, CHECK), ({"disagreement": None}, CHECK),
         ({"disagreement": float("nan"), "recognised": 0.0}, FAILED),

@@ -22,7 +22,7 @@ def motion(run: Run, order: NDArray[np.int64] | None, path: Path) -> Path:
     against: list[tuple[Array, str]] = [(np.asarray(a.tilt_deg), "tilt angle (deg)")]
     if order is not None:
         against.append((order.astype(np.float64) + 1, "image in order of acquisition"))
-    figure = Figure(figsize=(5.5 * len(against), 7.2), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(against), 6.6), layout="constrained")
     grid = figure.subplots(3, len(against), sharex="col", sharey="row", squeeze=False)
     for (x, label), (top, middle, bottom) in zip(against, grid.T, strict=True):
         for axis, name in enumerate("xy"):

@@ -185,7 +185,7 @@ def _displacement(predicted: F32, seen: F32) -> tuple[Array, float]:
     j, i = (int(v) for v in np.unravel_index(np.argmax(inner), inner.shape))
     sd = float(field.std())
     peak = float(inner[j, i]) / sd if sd > 0 else 0.0
-    place = [i - rx, j - ry]
+    place = [float(i - rx), float(j - ry)]
     for axis, (at, line) in enumerate(((i, inner[j]), (j, inner[:, i]))):
         if 0 < at < len(line) - 1:
             curvature = line[at - 1] - 2 * line[at] + line[at + 1]

@@ -26,6 +26,7 @@ from inrtomo import __version__
 from inrtomo.align.placed_field import PlacedField
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
+from inrtomo.geometry import centred_coordinates
 from inrtomo.io.files import read_text
 from inrtomo.io.mrc import open_stack
 from inrtomo.metrics.shells import ShellCorrelation
@@ -339,7 +340,7 @@ def _flagged(run: Run, found: Consistency | None, order: NDArray[np.int64] | Non
 @contextmanager
 def _drawing() -> Iterator[_Pictures]:
     # text stays text: small files, and what is written can be searched and copied
-    style = {"svg.fonttype": "none", "font.family": "sans-serif"}
+    style: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif"}
     with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context(style):
         yield _Pictures(Path(folder))
 
@@ -439,7 +440,7 @@ def _draw_density(
         missing.append("slices and thickness profile: no tomogram and no fitted density; --tomogram names one")
         return None
     nm = 0.1 * (pixel or 1.0)
-    z = (np.arange(len(profile)) - (len(profile) - 1) / 2) * voxel_px
+    z: Array = centred_coordinates(len(profile)) * voxel_px
     pictures.add(
         f"Slices: {name}",
         "Central sections from above, from the front and from the side. Structures smeared along z are the missing "

@@ -14,10 +14,13 @@ from inrtomo.report.run import Run
 
 GOOD, CHECK, FAILED = "good", "check", "failed"
 
-GOOD_PX = 1.0
-"""Disagreement up to which an alignment is good, px of the images compared."""
-FAILED_PX = 3.0
-"""Disagreement from which on it has failed, px of the images compared."""
+GOOD_PX = 0.75
+"""Disagreement up to which an alignment is good, px of the images compared. Errors up to 1 px are meant: jitter shows
+in full, but half or more of what neighbouring tilts share is not seen."""
+FAILED_PX = 2.0
+"""Disagreement from which on it has failed: an error of 2 to 3 px or more."""
+BAD_TILT_PX = 3.0
+"""Disagreement of a single tilt from which on it is named; the outermost tilts have few neighbours and reach 2."""
 RECOGNISED_GOOD = 0.9
 RECOGNISED_FAILED = 0.5
 EXCLUDED_GOOD = 0.2
@@ -35,7 +38,7 @@ Failed: the disagreement is more than {FAILED_PX:g} px of the images compared, f
 patches are recognised, or more than {EXCLUDED_FAILED:.0%} of the tilts are left out.
 
 Good: the disagreement is at most {GOOD_PX:g} px, at least {RECOGNISED_GOOD:.0%} of the patches are recognised, no tilt
-that is used disagrees by more than {FAILED_PX:g} px or goes unrecognised, at most {EXCLUDED_GOOD:.0%} of the tilts are
+in use disagrees by more than {BAD_TILT_PX:g} px or goes unrecognised, at most {EXCLUDED_GOOD:.0%} of the tilts are
 left out, and the direction of the tilt axis is not a guess.
 
 Check: anything else, and any run whose raw images are not at hand.
@@ -55,7 +58,7 @@ class Evidence:
         disagreement: RMS displacement of recognised patches, px of the images compared (NaN: none is recognised);
             disagreement_px: the same in raw px. None without raw images, as are the following.
         recognised: fraction of the patches.
-        bad_tilts: stack indices of tilts in use that disagree by more than `FAILED_PX` or go unrecognised.
+        bad_tilts: stack indices of tilts in use that disagree by more than `BAD_TILT_PX` or go unrecognised.
     """
 
     tilts: int
@@ -78,7 +81,7 @@ class Evidence:
         if found is None:
             return cls(a.n_tilts, len(a.excluded), axis_is_guess)
         off = found.per_tilt_px / found.bin
-        bad = tuple(int(m) for m in a.included if not off[m] <= FAILED_PX)
+        bad = tuple(int(m) for m in a.included if not off[m] <= BAD_TILT_PX)
         rms = found.rms_px
         return cls(a.n_tilts, len(a.excluded), axis_is_guess, rms / found.bin, rms, found.found_fraction, bad)
 

@@ -5,7 +5,7 @@
 WORK is a folder in which `run.py` left ``series`` and ``runs``. Judged are the results of inr-align and of
 cross-correlation found there and, because these hardly ever fail, alignments that are wrong on purpose: none at all,
 and the truth with shifts, axis, some tilts or the order of the images spoiled. The true error is RMS px after rigid
-motion and slice gauge; up to 1 px is good and more than 3 px failed, as the rule means them.
+motion and slice gauge; up to 1 px ought to be called good and more than 3 px failed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.io.mrc import open_stack
 from inrtomo.metrics.alignment import compare_alignments
 from inrtomo.report.consistency import consistency_of
-from inrtomo.report.verdict import CHECK, FAILED, FAILED_PX, GOOD, GOOD_PX, Evidence, judge
+from inrtomo.report.verdict import CHECK, FAILED, GOOD, Evidence, judge
 
 WORDS = (GOOD, CHECK, FAILED)
+GOOD_ERROR_PX = 1.0
+FAILED_ERROR_PX = 3.0
 
 
 @click.command(context_settings={"show_default": True})
@@ -51,7 +53,7 @@ def main(work: Path, names: str, spoiled: bool) -> None:
             error = compare_alignments(judged, truth, thickness).gauge_free.rms_px
             evidence = Evidence.of_alignment(judged, consistency_of(stack.image, judged, thickness))
             verdict = judge(evidence)
-            true = GOOD if error <= GOOD_PX else FAILED if error > FAILED_PX else CHECK
+            true = GOOD if error <= GOOD_ERROR_PX else FAILED if error > FAILED_ERROR_PX else CHECK
             counts[true, verdict.word] += 1
             errors.append(error)
             off = evidence.disagreement if evidence.disagreement is not None else np.nan
