@@ -239,7 +239,7 @@ class Checker(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.rows += tag == "tr"
         self.loaded += [v for k, v in attrs if k == "src" or (tag == "link" and k == "href")]
-        if tag not in ("meta", "input", "path", "circle", "br"):
+        if tag not in ("meta", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: Any) -> None:
