@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from inrtomo.batch.child import go_with
+from inrtomo.batch.child import prepare
 
 
 def result(axis: float = 0.0, **values: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def result(axis: float = 0.0, **values: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    go_with(int(sys.argv[1]))
+    prepare(int(sys.argv[1]))
     stack, out = Path(sys.argv[3]), Path(sys.argv[5])
     with open(stack.parent / "starts", "a", encoding="utf-8") as starts:
         starts.write(f"{stack.stem}\n")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -86,12 +87,13 @@ def test_slurm(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     with slurm_here(tmp_path / "slurm") as environment:
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, ExitStack() as killing:
             for key, value in environment.items():
                 patch.setenv(key, value)
             process = start_command(
                 "batch", "align", raw, "-o", out, "--slurm", template, "--wait", "--", "--fast", "--tilt-axis", 0
             )
+            killing.callback(process.kill)
             log = out / "state" / "ts1.log"
             until(lambda: log.exists() and "tilt angles" in log.read_text(), process)
             array, task, _ = json.loads((out / "state" / "ts1.claimed").read_text())["job"].split("_")

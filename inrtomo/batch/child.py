@@ -15,19 +15,21 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def go_with(parent: int) -> None:
-    """End this process at once when its parent, that process, ends."""
+def prepare(parent: int) -> None:
+    """End this process at once when its parent, that process, ends; stop for it at a checkpoint, and for it alone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("who started this is gone")
+    # ignored in whatever a shell script runs in the background, and in what that starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # SLURM tells every process of a task that its time is nearly over; the worker stops the command in its own way
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def main() -> None:
-    go_with(int(sys.argv[1]))
+    prepare(int(sys.argv[1]))
     name = sys.argv[2]
-    # SLURM tells every process of a task that its time is nearly over; the worker stops the command in its own way
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     sys.argv = [f"inr-{name}", *sys.argv[3:]]
     try:
         command = importlib.import_module(f"inrtomo.commands.{name}").main
