@@ -126,7 +126,8 @@ def test_a_tensor_field_has_the_sizes_that_are_asked_for() -> None:
 
 
 def test_jobs_are_done_once_failures_again_and_tables_hold_medians(tmp_path: Path) -> None:
-    results, said, fails = tmp_path / "results.jsonl", [], [True]
+    results, fails = tmp_path / "results.jsonl", [True]
+    said: list[str] = []
 
     def job(seed: int, value: float) -> Job:
         return Job("j", seed, lambda: [{"table": "t", "row": "r", "a": {"b": value}}])

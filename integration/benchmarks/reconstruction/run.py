@@ -82,7 +82,7 @@ def main(
             raise click.UsageError(f"--part {part}: is none of {', '.join(PARTS)}")
     if densities is None and DENSITIES.is_dir():
         densities = DENSITIES
-    nb.set_num_threads(min(threads, nb.config.NUMBA_NUM_THREADS))
+    nb.set_num_threads(min(threads, nb.get_num_threads()))
     chosen = [name.strip() for name in methods.split(",")] if methods else None
     names = series.split(",")
     if unknown := [name for name in names if name not in SERIES]:

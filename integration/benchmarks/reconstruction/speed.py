@@ -126,7 +126,7 @@ def _tilt_rows(images: F32, height: int, options: Options) -> tuple[str, Rows]:
 
 def _astra(images: F32, height: int, width: int, method: str, iterations: int) -> F32:
     """ASTRA's CPU code, slice by slice, volume ``[z, y, x]``."""
-    import astra
+    import astra  # type: ignore[import-not-found]
 
     n, rows, nu = images.shape
     volume = np.empty((height, rows, width), dtype=np.float32)
@@ -160,9 +160,9 @@ def _best_of(work: Callable[[], F32], times: int = 2) -> tuple[float, F32]:
 
 
 def _threads(options: Options) -> Iterator[int]:
-    """One thread and then as many as there may be, set for what follows."""
+    """One thread and then as many as the command line allows, set for what follows."""
     before = nb.get_num_threads()
-    for threads in sorted({1, min(options.threads, nb.config.NUMBA_NUM_THREADS)}):
+    for threads in sorted({1, min(options.threads, before)}):
         nb.set_num_threads(threads)
         yield threads
     nb.set_num_threads(before)
