@@ -235,4 +235,4 @@ def test_browser_shows_every_picture(inr: Inr, run_folder: Path, fsc_json: Path,
     assert title is not None, done.stderr[-2000:]
     said = re.fullmatch(r"images (\d+) broken 0 wide false label (.*)", title.group(1))
     assert said is not None, title.group(1)
-    assert int(said.group(1)) >= 2 * 21 + 6 and "(image 0)" in said.group(2)
+    assert int(said.group(1)) >= 2 * 21 + 6 and "(image 0, acquired as 1)" in said.group(2)
