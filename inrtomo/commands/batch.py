@@ -23,7 +23,6 @@ from inrtomo.batch.summary import COLUMNS, Summary, shown, write_summary
 from inrtomo.batch.watch import Watch
 from inrtomo.commands._common import OneSentence, Program, echo_defaults
 from inrtomo.errors import InputError
-from inrtomo.io.files import make_folder
 
 EXIT_SOME_FAILED = 1
 SUMMARY_EVERY_S = 60.0
@@ -112,7 +111,7 @@ def main(
     if not series and watch is None and source is None and before.exists():
         old = Batch.open(folder)
         source, rest = old.source, rest or old.options
-    batch = Batch(make_folder(folder).absolute(), command, rest, source and source.absolute(), Path.cwd())
+    batch = Batch(folder.absolute(), command, rest, source and source.absolute(), Path.cwd())
     found, notes = _series(batch, series, watch)
     batch.save()
     batch.add(found)
