@@ -207,15 +207,15 @@ def solved_in_slabs(
             f"it takes {needed(1) / 2**30:.2g}G, or bin the images"
         )
     y = centred_coordinates(ny) * bin * np.cos(a)
-    for rows in ranges(0, ny, -(-ny // n_slabs)):
 
-        def partly(fraction: float, rows: range = rows) -> None:
-            report((rows.start + fraction * len(rows)) / ny)
-
+    def slab(rows: range) -> F32:  # a function, so that nothing of a slab is held while the next one is made
         y_range = None if n_slabs == 1 else (y[rows.start] - more * bin, y[rows.stop - 1] + more * bin)
         rays = Rays(alignment, alignment.image_size, bin, thickness_px, y_range)
-        density = solve(rays, images, weight, partly)
-        yield rows, level_volume(density, rays.lattice, rays.x_tilt_deg, rays.shape, bin, rows)
+        density = solve(rays, images, weight, lambda part: report((rows.start + part * len(rows)) / ny))
+        return level_volume(density, rays.lattice, rays.x_tilt_deg, rays.shape, bin, rows)
+
+    for rows in ranges(0, ny, -(-ny // n_slabs)):
+        yield rows, slab(rows)
 
 
 def _window_pixels(images: F32, alignment: Alignment, n_rows: int) -> int:
