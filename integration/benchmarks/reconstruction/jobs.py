@@ -75,7 +75,9 @@ def do(part: str, jobs: Iterable[Job], results: Path, again: bool, say: Callable
             found = [{"table": "failed", "row": job.name, "error": str(error)}]
         took = time.monotonic() - start
         head |= {"job_s": round(took, 2), "job_cpu_s": round(time.process_time() - spent, 2)}
+        cut_short = results.exists() and not results.read_bytes().endswith(b"\n")
         with open(results, "a", encoding="utf-8") as file:
+            file.write("\n" if cut_short else "")  # a half-written line must not take this one along
             for record in found:
                 file.write(json.dumps(head | record) + "\n")
         say(f"{part}: {job.name}, seed {job.seed}: {found[-1].get('error', f'{took:.0f} s')}")
