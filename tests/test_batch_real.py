@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import json
 import signal
 import subprocess
@@ -80,6 +81,7 @@ def test_killed_and_gone_on_with(raw: Path, tmp_path: Path, inr: Inr) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs submitit (inrtomo[slurm])")
+@pytest.mark.skipif("INR_TEST_SLURM" not in os.environ, reason="takes over ten minutes yet: INR_TEST_SLURM=1 runs it")
 def test_slurm(raw: Path, tmp_path: Path) -> None:
     """A job array of which a task fails, and one is told that its time is over, requeued, and goes on."""
     out, template = tmp_path / "ali", tmp_path / "site.sh"
