@@ -50,7 +50,7 @@ LEVEL_SWEEPS = 40
 SOLVENT = 0.6  # quantile of a non-negative density that is its zero: molecules fill less than the rest even in a cell
 TINY = float(np.finfo(np.float32).tiny)
 SPLINE_MARGIN = 6  # rows: the cubic B-spline that lays an x-tilted slab level forgets an edge by 0.27 a row
-PIXEL_ARRAYS = 8  # of the size of a slab's images: where they read, weights, residuals and their copies
+PIXEL_ARRAYS = 10  # of the size of a slab's images: where they read, weights, residuals and their copies
 IDEAL_ARRAYS = 4
 
 
