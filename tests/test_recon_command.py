@@ -91,7 +91,7 @@ def test_field_keeps_the_contrast_of_the_images_unless_asked(inr: Inr, series: P
         done = inr("recon", dark, series / "ts_truth.json", "-o", out, *options)
         assert done.exit_code == 0, done.output
         volume = read(out)
-        assert sign * cc(volume, truth_like(series, volume.shape)) > 0.2
+        assert sign * cc(volume, truth_like(series, volume.shape)) > 0.1
         assert volume.min() >= 0 if sign > 0 else volume.max() <= 0
 
 

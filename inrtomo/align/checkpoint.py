@@ -126,7 +126,8 @@ class Interrupts:
         before: dict[int, Any] = {}
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, note)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup: stays ignored
+                    before[number] = signal.signal(number, note)
         except ValueError:  # not the main thread: signals go elsewhere
             pass
         try:

@@ -117,6 +117,8 @@ def refined(
     blocks = {}
     for k, (name, candidate) in enumerate(candidates.items()):
         on = watch(0.8 + 0.2 * k / len(candidates), 0.2 / len(candidates))
-        blocks[name] = held_out_blocks(tilts.images, tilts.weight, candidate, slab, settings, fit.gain.astype(np.float64), on)
+        blocks[name] = held_out_blocks(
+            tilts.images, tilts.weight, candidate, slab, settings, fit.gain.astype(np.float64), on
+        )
     verdict = choose(blocks)
     return candidates[verdict.chosen], verdict.reason
