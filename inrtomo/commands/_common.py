@@ -73,8 +73,8 @@ class Program(click.Command):
             yield
         except click.UsageError as error:
             hint = f"see {self.program} --help"
-            sentence = " ".join(error.format_message().split())  # click lists choices on lines of their own
-            raise OneSentence(self.program, f"{sentence.rstrip('.')}; {hint}") from None
+            message = " ".join(error.format_message().split())  # click lists choices on lines of their own
+            raise OneSentence(self.program, f"{message.rstrip('.')}; {hint}") from None
         except InputError as error:
             raise OneSentence(self.program, str(error)) from None
         except Terminated:
