@@ -99,9 +99,13 @@ class JointSettings:
     memory_bytes: float = 1.0e9
     seed: int = 0
 
-    def finished(self) -> JointSettings:
-        """The same with a last scale of one raw px, at which only the density changes."""
-        finer = round(np.log2(self.schedule[-1].bin / FINISH.bin))
+    def finished(self, alignment: Alignment, thickness_px: float) -> JointSettings:
+        """The same with a last scale of one raw px, at which only the density changes, unless that would cost much."""
+        last = self.schedule[-1].bin
+        lattice = lattice_of_rays(alignment.tilt_deg, half_reach(alignment), thickness_px / 2, last)
+        if lattice.n_points * (last / FINISH.bin) ** 3 > FINISH_POINTS:
+            return self
+        finer = round(np.log2(last / FINISH.bin))
         schedule = (*self.schedule, FINISH)
         return replace(self, schedule=schedule, levels=self.levels + finer, outside=self.outside + finer)
 
@@ -188,6 +192,19 @@ def scaled_data(images: F32, weight: F32, factor: int, held_blocks: NDArray[np.b
     )
 
 
+def half_reach(alignment: Alignment) -> tuple[float, float]:
+    """Half-widths (u, v; raw px) of the aligned views of a fit, a margin around them included."""
+    half_u, half_v = aligned_half_size(alignment)
+    return half_u + LATTICE_MARGIN_PX, half_v + LATTICE_MARGIN_PX
+
+
+def lattice_of_rays(tilt_deg: Array, reach: tuple[float, float], half_z: float, spacing: float) -> Lattice:
+    """The lattice in which every ray through views of half-widths ``reach`` stays until it leaves the slab."""
+    steepest = np.deg2rad(np.abs(tilt_deg).max())
+    half_x = (reach[0] + half_z * np.sin(steepest)) / np.cos(steepest)
+    return Lattice.covering(half_x, reach[1], half_z, spacing)
+
+
 class JointFit:
     """The state of a joint refinement; `run` goes through the schedule and can go on from a saved state.
 
@@ -211,7 +228,7 @@ class JointFit:
         self.loss = Loss(s.loss)
         self.done_scales, self.done_steps = 0, 0
         self.held_blocks = blocks_to_hold_out(images.shape, s.held_out, s.seed)
-        self.half_u, self.half_v = (h + LATTICE_MARGIN_PX for h in aligned_half_size(start))
+        self.half_u, self.half_v = half_reach(start)
         first = s.schedule[0].bin
         data = scaled_data(images, weight, first, self.held_blocks)
         self.unit = data.noise / first
@@ -231,9 +248,7 @@ class JointFit:
             nz, nx, ny = (n * parts for n in whole.shape)
             z, x, y = (-(n - 1) / 2 * spacing for n in (nz, nx, ny))
             return Lattice(spacing, (nz, nx, ny), (z, x, y))
-        steepest = np.deg2rad(np.abs(self.tilts).max())
-        half_x = (self.half_u + self.half_z * np.sin(steepest)) / np.cos(steepest)
-        return Lattice.covering(half_x, self.half_v, self.half_z, spacing)
+        return lattice_of_rays(self.tilts, (self.half_u, self.half_v), self.half_z, spacing)
 
     @property
     def moving_bin(self) -> int:

@@ -24,8 +24,6 @@ from inrtomo.align.error_bars import half_data_masks, half_settings, jittered, s
 from inrtomo.align.fast import fast_alignment_of
 from inrtomo.align.guard import Verdict, choose, held_out_blocks
 from inrtomo.align.joint import (
-    FINISH,
-    FINISH_POINTS,
     HELD_BLOCK_PX,
     JointFit,
     JointResult,
@@ -470,9 +468,8 @@ class _Run:
         s = self.settings
         with self.timed("joint fit"):
             start = start if s.start is not None else rigid(start)
-            fit = self.new_fit(start, slab_px, self.joint_settings)
-            if fit.lattice(FINISH.bin).n_points <= FINISH_POINTS:
-                fit = self.new_fit(start, slab_px, self.joint_settings.finished())
+            settings = self.joint_settings.finished(subset(start, self.used), slab_px)
+            fit = self.new_fit(start, slab_px, settings)
             state = self.checkpoint.part("joint")
             if state:
                 fit.load_state_dict(state)
