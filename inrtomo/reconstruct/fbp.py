@@ -27,7 +27,7 @@ from scipy.ndimage import spline_filter1d
 from inrtomo.alignment import Alignment
 from inrtomo.geometry import centred_coordinates
 from inrtomo.reconstruct.filters import RadialFilter
-from inrtomo.reconstruct.slabs import ranges, scratch_array
+from inrtomo.reconstruct.slabs import ranges, scratch_array, volume_shape
 from inrtomo.resample import Frame, aligned_image, fill_invalid, fourier_bin, settle_border
 
 F32 = NDArray[np.float32]
@@ -61,7 +61,7 @@ class FbpSettings:
 
     def shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
         """Voxels ``(nz, ny, nx)`` of the volume of a series with raw images ``(nx, ny)``."""
-        return max(1, round(self.thickness_px / self.bin)), image_size[1] // self.bin, image_size[0] // self.bin
+        return volume_shape(image_size, self.thickness_px, self.bin)
 
 
 def fbp_volume(

@@ -26,6 +26,7 @@ from inrtomo.errors import InputError
 from inrtomo.geometry import centred_coordinates
 from inrtomo.projection import Lattice, spread_at, values_at
 from inrtomo.reconstruct import joseph
+from inrtomo.reconstruct.slabs import volume_shape
 from inrtomo.resample import binned_stack
 
 F32 = NDArray[np.float32]
@@ -70,7 +71,7 @@ class Rays:
         self.tilt_deg = np.asarray(alignment.tilt_deg, dtype=np.float64)
         self.x_tilt_deg = common_x_tilt(alignment)
         nx, ny = image_size
-        self.shape = (max(1, round(thickness_px / bin)), ny // bin, nx // bin)
+        self.shape = volume_shape(image_size, thickness_px, bin)
         x, y = (centred_coordinates(n // bin) * bin + (n // bin * bin - n) / 2 for n in (nx, ny))
         at_x, at_y = (np.unique(np.append(np.arange(0, len(p), COARSE_STEP), len(p) - 1)) for p in (x, y))
         u, v = self._aligned(alignment, x[at_x], y[at_y])

@@ -19,7 +19,7 @@ from inrtomo.alignment import Alignment
 from inrtomo.priors import total_variation
 from inrtomo.reconstruct.joseph import NO_BOUND
 from inrtomo.reconstruct.rays import Rays, bin_images
-from inrtomo.reconstruct.slabs import Slab, joined
+from inrtomo.reconstruct.slabs import Slab, joined, volume_shape
 from inrtomo.reconstruct.sweeps import DEFAULT_MEMORY, Report, Sweeps, image_levels, solved_in_slabs
 
 F32 = NDArray[np.float32]
@@ -62,8 +62,7 @@ def sart_tv_volume(
 ) -> F32:
     """Volume ``[z, y, x]`` of a tilt series, density per raw px; arguments as for `sirt.sirt_volume`."""
     settings = settings or SartTvSettings()
-    nx, ny = (n // settings.bin for n in alignment.image_size)
-    shape = (max(1, round(thickness_px / settings.bin)), ny, nx)
+    shape = volume_shape(alignment.image_size, thickness_px, settings.bin)
     return joined(sart_tv_slabs(images, weight, alignment, thickness_px, settings, report), shape)
 
 

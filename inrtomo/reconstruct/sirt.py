@@ -16,7 +16,7 @@ from inrtomo.alignment import Alignment
 from inrtomo.geometry import centred_coordinates
 from inrtomo.reconstruct.joseph import NO_BOUND
 from inrtomo.reconstruct.rays import Rays, bin_images
-from inrtomo.reconstruct.slabs import Slab, joined
+from inrtomo.reconstruct.slabs import Slab, joined, volume_shape
 from inrtomo.reconstruct.sweeps import DEFAULT_MEMORY, Report, Sweeps, image_levels, solved_in_slabs
 
 F32 = NDArray[np.float32]
@@ -70,8 +70,7 @@ def sirt_volume(
         InputError: memory too small, or an x-tilt that varies.
     """
     settings = settings or SirtSettings()
-    nx, ny = (n // settings.bin for n in alignment.image_size)
-    shape = (max(1, round(thickness_px / settings.bin)), ny, nx)
+    shape = volume_shape(alignment.image_size, thickness_px, settings.bin)
     return joined(sirt_slabs(images, weight, alignment, thickness_px, settings, report), shape)
 
 
