@@ -4,7 +4,7 @@ Every model gives vectors at the nodes of one regular grid of aligned space, whi
 the basis of `LocalWarp`; what differs is where the node vectors come from:
 
 * `ControlPoints`: they are the parameters themselves (ICE-TIDE 2024);
-* `Network`: one small network ``2 -> 2`` per tilt is sampled at the nodes (2023 paper).
+* `deformation_network.Network`: one small network ``2 -> 2`` per tilt is sampled at the nodes (2023 paper).
 
 So a penalty on node vectors serves all models, a fit pays for the nodes and not for every pixel, and what is
 exported is exactly what was fitted. Vectors are the inverse vectors ``w`` of `inrtomo.alignment`, raw px.
@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from inrtomo.alignment import LocalWarp, interpolation_matrix
@@ -109,62 +108,6 @@ class ControlPoints(Deformation):
         np.add.at(total, np.arange(self.n_tilts) if tilts is None else tilts, grad)
 
 
-class Network(Deformation):
-    """One perceptron ``2 -> width -> width -> 2`` per tilt, all tilts as one batch of matrix products.
-
-    Inputs are aligned positions over the half-widths of the node grid, outputs are in units of ``amplitude_px``.
-    The last layer starts at zero, so there is no motion at first.
-    """
-
-    def __init__(
-        self,
-        n_tilts: int,
-        x: F64,
-        y: F64,
-        interpolation: Interpolation = "bicubic",
-        *,
-        width: int = 32,
-        amplitude_px: float = 1.0,
-        seed: int = 0,
-    ) -> None:
-        self._shapes = [(width, 2), (width,), (width, width), (width,), (2, width), (2,)]
-        self._amplitude = amplitude_px
-        rng = np.random.default_rng(seed)
-        layers = [rng.normal(scale=np.sqrt(2 / s[-1]), size=(n_tilts, *s)) for s in self._shapes]
-        for k in (1, 3, 4, 5):
-            layers[k][:] = 0.0
-        layers[1][:] = rng.uniform(-1, 1, size=layers[1].shape)  # bends all over the image, not at its centre only
-        flat = np.concatenate([layer.reshape(n_tilts, -1) for layer in layers], axis=1)
-        super().__init__(n_tilts, x, y, interpolation, flat.astype(np.float32).ravel())
-        half = max(np.abs(self.x).max(), np.abs(self.y).max(), 1.0)
-        node_x, node_y = np.meshgrid(self.x / half, self.y / half)
-        self._nodes = torch.tensor(np.stack([node_x.ravel(), node_y.ravel()], axis=1), dtype=torch.float32)
-
-    def vectors(self, tilts: NDArray[np.integer[Any]] | None = None) -> F32:
-        with torch.no_grad():
-            return np.asarray(self._run(torch.from_numpy(self._parameters), tilts).numpy(), dtype=np.float32)
-
-    def backward_vectors(self, grad: F32, tilts: NDArray[np.integer[Any]] | None = None) -> None:
-        flat = torch.from_numpy(self._parameters).requires_grad_()
-        (slope,) = torch.autograd.grad(self._run(flat, tilts), flat, torch.as_tensor(np.asarray(grad, np.float32)))
-        self.grad += slope.numpy()
-
-    def _run(self, flat: torch.Tensor, tilts: NDArray[np.integer[Any]] | None) -> torch.Tensor:
-        rows = flat.reshape(self.n_tilts, -1)
-        if tilts is not None:
-            rows = rows[torch.as_tensor(np.asarray(tilts), dtype=torch.long)]
-        sizes = [int(np.prod(s)) for s in self._shapes]
-        w1, b1, w2, b2, w3, b3 = (
-            part.reshape(len(rows), *shape)
-            for part, shape in zip(torch.split(rows, sizes, dim=1), self._shapes, strict=True)
-        )
-        value = torch.nn.functional.silu(self._nodes @ w1.mT + b1[:, None])
-        value = torch.nn.functional.silu(value @ w2.mT + b2[:, None])
-        value = (value @ w3.mT + b3[:, None]) * self._amplitude
-        out: torch.Tensor = value.reshape(len(rows), len(self.y), len(self.x), 2)
-        return out
-
-
 def make_deformation(kind: str, n_tilts: int, x: F64, y: F64, *, seed: int = 0) -> Deformation:
     """A model by name: ``"bicubic"`` or ``"bilinear"`` control points, or ``"network"``."""
     if kind == "bicubic":
@@ -172,5 +115,7 @@ def make_deformation(kind: str, n_tilts: int, x: F64, y: F64, *, seed: int = 0) 
     if kind == "bilinear":
         return ControlPoints(n_tilts, x, y, "bilinear")
     if kind == "network":
+        from inrtomo.deformation_network import Network  # brings torch along, which nothing else here needs
+
         return Network(n_tilts, x, y, seed=seed)
     raise ValueError(f"unknown deformation {kind!r}; use 'bicubic', 'bilinear' or 'network'")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from inrtomo.metrics.fsc import HALF_MAPS, REFERENCE, frc, fsc, volume_fsc
+from inrtomo.metrics.conventions import HALF_MAPS, REFERENCE
+from inrtomo.metrics.fsc import frc, fsc, volume_fsc
 from inrtomo.metrics.local_resolution import local_resolution, window_for
 from inrtomo.metrics.masks import MASK_EDGE_PX, soft_box, soft_slab, softened
 from inrtomo.metrics.shells import FourierShells, ShellCorrelation

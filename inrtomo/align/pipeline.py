@@ -34,6 +34,7 @@ from inrtomo.align.joint import (
 from inrtomo.align.level import Level, centred_on_views, find_level, levelled, translated
 from inrtomo.align.motion import aligned_half_size
 from inrtomo.align.prepare import Prepared, PrepareSettings, fourier_crop, prepare
+from inrtomo.align.settings import AlignSettings
 from inrtomo.align.tracks import TrackSettings
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
@@ -58,44 +59,6 @@ SURVEY_SLAB = 2.0  # slab of the survey, in thicknesses found by the tracks
 LEAST_SLAB_OF_SIZE = 0.15  # no specimen is assumed thinner than this, of the smaller image side
 SLAB_MARGIN = 1.15  # slab of the joint fit, in thicknesses of the specimen
 SLAB_MARGIN_PX = 8.0
-
-
-@dataclass(frozen=True)
-class AlignSettings:
-    """What a user may choose.
-
-    Attributes:
-        axis_deg: tilt axis in IMOD's sense; None searches for it.
-        thickness_px: sample thickness in raw px; None estimates it.
-        defocus_A: underfocus, one for all or one per tilt; None: restored only if the images look like it.
-        start: alignment to refine instead of correlation and tracks (raw px).
-        fast: stop after tracks and bundle adjustment.
-        level: level and centre the specimen; otherwise the frame of the start is kept.
-        error_bars: two half-data fits for the standard error of every shift.
-        field, warp, loss: of the joint fit, see `JointSettings`.
-        working_size: images are binned until their longer side is at most this many px.
-        memory_bytes: bound for the arrays of one batch of tilts in the joint fit.
-        seed: of everything random.
-    """
-
-    axis_deg: float | None = None
-    thickness_px: float | None = None
-    defocus_A: float | tuple[float, ...] | None = None
-    start: Alignment | None = None
-    fast: bool = False
-    level: bool = True
-    error_bars: bool = False
-    field: str = "hash"
-    warp: str = "bicubic"
-    loss: str = "l2"
-    working_size: int = 640
-    memory_bytes: float = 1.0e9
-    seed: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the start as an alignment dictionary."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return values | {"start": None if self.start is None else alignment_to_dict(self.start)}
 
 
 @dataclass

@@ -11,17 +11,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo import __version__
-from inrtomo.align.pipeline import AlignResult, AlignSettings, align_series
-from inrtomo.align.placed_field import PlacedField
+from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
 from inrtomo.commands._common import TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
 from inrtomo.errors import InputError
@@ -29,9 +28,10 @@ from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_al
 from inrtomo.io.alignment_json import alignment_to_dict
 from inrtomo.io.files import check_output, make_folder, write_text
 from inrtomo.io.mrc import StackWriter
-from inrtomo.reconstruct.fbp import FbpSettings, fbp_sections
-from inrtomo.report import figures
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
+
+if TYPE_CHECKING:
+    from inrtomo.align.pipeline import AlignResult
 
 _D = AlignSettings()
 PICTURES = ("alignment", "residual", "warp", "loss", "slices")
@@ -145,6 +145,8 @@ def main(
         seed=seed,
     )
     echo_defaults([*_rows(series, settings, axis_source, defocus, start, thickness), *(("note", n, "") for n in notes)])
+    from inrtomo.align.pipeline import align_series  # takes seconds to load: not for --help, nor for bad input
+
     try:
         with _progress() as progress:
             result = align_series(series, settings, progress, outputs.checkpoint, resume, progress.say)
@@ -316,6 +318,8 @@ def _write(
     staging: Path, series: TiltSeries, settings: AlignSettings, result: AlignResult, recon: bool, stack: Path
 ) -> None:
     """All result files into one folder."""
+    from inrtomo.align.placed_field import PlacedField
+
     base, alignment = series.name, result.alignment
     height = 2 * int(np.ceil(TOMOGRAM_OF_THICKNESS * (settings.thickness_px or result.thickness_px) / 2))
     raw = os.path.relpath(stack.resolve(), staging.parent.resolve())
@@ -334,6 +338,8 @@ def _write(
 
 def _reconstruct(path: Path, series: TiltSeries, alignment: Alignment, height: int) -> NDArray[np.float32]:
     """The tomogram as ``inr-recon`` writes it by default; returns its central sections ``[z, y, x]`` for a picture."""
+    from inrtomo.reconstruct.fbp import FbpSettings, fbp_sections
+
     settings = FbpSettings(thickness_px=height)
     nz, ny, nx = settings.shape(alignment.image_size)
     volume = np.zeros((nz, ny, nx), dtype=np.float32)
@@ -350,6 +356,8 @@ def _reconstruct(path: Path, series: TiltSeries, alignment: Alignment, height: i
 
 def _draw(staging: Path, series: TiltSeries, result: AlignResult, volume: NDArray[np.float32] | None) -> None:
     """Quick-look pictures."""
+    from inrtomo.report import figures
+
     alignment, base = result.alignment, series.name
     figures.alignment_plots(
         alignment,
@@ -415,7 +423,7 @@ def _report(series: TiltSeries, settings: AlignSettings, result: AlignResult, he
         "peak_memory_bytes": result.peak_memory_bytes,
         "versions": {
             "inrtomo": __version__, "python": platform.python_version(), "numpy": np.__version__,
-            "numba": numba.__version__,
+            "numba": version("numba"),
         },
         "command": shlex.join(["inr-align", *sys.argv[1:]]),
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -18,8 +18,9 @@ from inrtomo.commands._common import TILT_LIST, command, echo_defaults
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.files import atomic_path, check_output, make_folder
-from inrtomo.metrics.alignment import AlignmentError, Residual, compare_alignments
-from inrtomo.report.comparison import comparison
+
+if TYPE_CHECKING:
+    from inrtomo.metrics.alignment import AlignmentError, Residual
 
 DEFAULT_THICKNESS = 0.3
 """Slab thickness over the shorter image side, where nothing says it."""
@@ -54,6 +55,8 @@ def main(
     outside = [tilt for tilt in exclude if tilt >= second.n_tilts]
     if outside:
         raise InputError(f"--exclude {outside[0]}: there are {second.n_tilts} tilts, counted from 0")
+    from inrtomo.metrics.alignment import compare_alignments  # scipy: not for --help, nor for bad input
+
     shown = f"{thickness_px:.0f} px" if pixel is None else f"{thickness_px * pixel / 10:.0f} nm"
     echo_defaults([("slab", shown, source)])
     try:
@@ -65,6 +68,8 @@ def main(
         values: dict[str, Any] = {"a": str(a), "b": str(b), "version": __version__, "thickness_px": thickness_px}
         with atomic_path(outputs[0], overwrite) as temporary:
             temporary.write_text(json.dumps({**values, **error.as_dict()}, indent=1), encoding="utf-8")
+        from inrtomo.report.comparison import comparison  # matplotlib: only where there is a picture to draw
+
         comparison(error, outputs[1], title=f"{a} against {b}")
         click.echo(f"wrote {outputs[0]} and {outputs[1].name}")
 

@@ -9,16 +9,18 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from inrtomo import __version__
 from inrtomo.commands._aligned_stack import PIXEL_SIZE, AlignedStack, check_outputs, read_aligned_stack
 from inrtomo.commands._common import Progress, command, echo_defaults
 from inrtomo.dose import RELATIVE_TO_300_KV
 from inrtomo.errors import InputError
-from inrtomo.export import Array, export_images
 from inrtomo.io.files import write_text
 from inrtomo.io.imod import write_angles, write_x_tilt
 from inrtomo.io.mrc import StackWriter
+
+Array = NDArray[np.float64]
 
 
 @command("inr-export", context_settings={"show_default": True})
@@ -65,6 +67,8 @@ def main(
     if min(nx, ny) < 1:
         raise InputError(f"--bin {binning}: nothing is left of images of {series.size[0]} x {series.size[1]}")
     shape, voxel = (series.n_tilts, ny, nx), given.pixel_size_A * binning
+    from inrtomo.export import export_images  # numba: not for --help, nor for bad input
+
     seen = []
     with ExitStack() as stacks:
         writer = stacks.enter_context(StackWriter(output, shape, 2, voxel, overwrite, label="inr-export: aligned"))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -21,16 +21,14 @@ from inrtomo.commands._common import command, echo_defaults
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.files import check_output, make_folder, write_text
-from inrtomo.io.fsc_tables import write_fsc_csv, write_fsc_star
 from inrtomo.io.images import open_images
 from inrtomo.io.imod import read_angles
 from inrtomo.io.mrc import write_volume
-from inrtomo.metrics.fsc import CONE_DEG, HALF_MAPS, REFERENCE, VolumeFsc, frc, volume_fsc
-from inrtomo.metrics.local_resolution import local_resolution, window_for
-from inrtomo.metrics.masks import soft_box, soft_slab, softened
-from inrtomo.metrics.registration import rigid_between, rigidly_moved, translated, translation_between
-from inrtomo.metrics.shells import ShellCorrelation
-from inrtomo.report.fsc import fsc_plot
+from inrtomo.metrics.conventions import CONE_DEG, HALF_MAPS, REFERENCE
+
+if TYPE_CHECKING:
+    from inrtomo.metrics.fsc import VolumeFsc
+    from inrtomo.metrics.shells import ShellCorrelation
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -119,6 +117,11 @@ def main(
     images = images or len(pair.a) == 1
     if images:
         _refuse_volume_options(mask, register, tilts, local)
+    # seconds to load: not for --help, nor for bad input
+    from inrtomo.io.fsc_tables import write_fsc_csv, write_fsc_star
+    from inrtomo.metrics.fsc import frc, volume_fsc
+    from inrtomo.report.fsc import fsc_plot
+
     convention = "VOL2 as the truth" if reference else "half maps"
     threshold = REFERENCE if reference else HALF_MAPS
     pair.sources.append(("convention", f"{convention}, {threshold:g}", "--reference" if reference else "default"))
@@ -240,6 +243,8 @@ def _registered(pair: _Pair, kind: str) -> tuple[_Pair, dict[str, Any] | None]:
     """VOL1 laid over VOL2, and by what motion."""
     if kind == "none":
         return pair, None
+    from inrtomo.metrics.registration import rigid_between, rigidly_moved, translated, translation_between
+
     if kind == "translation":
         shift = translation_between(pair.a, pair.b)
         moved = translated(pair.a, shift)
@@ -258,6 +263,8 @@ def _registered(pair: _Pair, kind: str) -> tuple[_Pair, dict[str, Any] | None]:
 
 def _mask(name: str, pair: _Pair, file_order: str) -> tuple[F32, str]:
     """The soft mask, and what it is called."""
+    from inrtomo.metrics.masks import soft_box, soft_slab, softened
+
     if name == "box":
         pair.sources.append(("mask", "box with soft edges", "default"))
         return soft_box(pair.a.shape), name
@@ -305,6 +312,8 @@ def _relion_mask(result: VolumeFsc, mask: str) -> dict[str, object]:
 
 
 def _local_map(pair: _Pair, resolution_A: float, threshold: float, record: dict[str, Any]) -> F32:
+    from inrtomo.metrics.local_resolution import local_resolution, window_for
+
     window = window_for(resolution_A, pair.pixel_size_A, pair.a.shape)
     values = local_resolution(pair.a, pair.b, pair.pixel_size_A, window, threshold)
     low, middle, high = (float(v) for v in np.percentile(values, (5, 50, 95)))

@@ -9,7 +9,6 @@ import click
 
 from inrtomo.commands._common import Progress, command
 from inrtomo.io.files import check_input, check_output, make_folder, write_text
-from inrtomo.report.page import csv_row, make_report
 from inrtomo.report.run import open_stack_of, read_run
 
 ENDINGS = ("_report.html", "_report.json", "_Metrics.csv")
@@ -52,6 +51,8 @@ def main(
         if given is not None:
             check_input(given)
     series, why_not = open_stack_of(run, stack)
+    from inrtomo.report.page import csv_row, make_report  # matplotlib and all: not for --help, nor for bad input
+
     missing = () if series is not None else (f"movie and agreement of the tilts: {why_not}",)
     with Progress("page") as progress:
         report = make_report(run, series, tomogram, fsc, missing, lambda task, fraction: progress(fraction, scale=task))

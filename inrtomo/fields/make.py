@@ -16,7 +16,6 @@ from inrtomo.fields.density import Box, DensityField
 from inrtomo.fields.encodings import FourierFeatures, HashGrid
 from inrtomo.fields.factors import FactorGrid
 from inrtomo.fields.grid import GridField
-from inrtomo.fields.network import FourierField, SirenField
 from inrtomo.fields.tensor import TensorField
 
 
@@ -68,6 +67,8 @@ def make_field(
         "backend": backend,
     }  # fmt: skip
     if kind == "mlp":
+        from inrtomo.fields.network import FourierField  # brings torch along, which the others do without
+
         fourier = FourierFeatures(box, finest_px, levels, features or 64, seed)
         return FourierField(
             config, fourier, decoders.mlp(fourier.n_features, width or 128, hidden or 3, start="random")
@@ -93,6 +94,8 @@ def make_field(
             factors = factors.with_tree(replace(factors.tree, leaves=leaves))
         return TensorField(config | {"plane": plane}, factors)
     if kind == "siren":
+        from inrtomo.fields.network import SirenField
+
         return SirenField(config, decoders.mlp(3, width or 128, hidden or 3))
     raise ValueError(f"unknown field {kind!r}; use 'hash', 'voxel', 'mlp', 'siren' or 'tensor'")
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
 
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.geometry import axis_rotation
@@ -181,6 +180,8 @@ def spline_weights(nodes: int, along: Array) -> Array:
     if nodes == 2:
         return np.stack([1 - along, along], axis=1)
     inside = np.clip(along, 0.0, 1.0)
+    from scipy.interpolate import CubicSpline  # slow to load, and seldom needed
+
     spline = CubicSpline(np.linspace(0, 1, nodes), np.eye(nodes), bc_type="natural")
     return np.asarray(spline(inside) + (along - inside)[:, None] * spline(inside, 1))
 

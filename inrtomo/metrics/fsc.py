@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft as sfft
 
+from inrtomo.metrics.conventions import CONE_DEG
 from inrtomo.metrics.masks import soft_box
 from inrtomo.metrics.registration import centred, same_shape
 from inrtomo.metrics.shells import FourierShells, ShellCorrelation
@@ -30,14 +31,10 @@ Bools = NDArray[np.bool_]
 Complex = NDArray[Any]
 Volume = NDArray[Any]
 
-HALF_MAPS, REFERENCE = 0.143, 0.5
-"""Thresholds of the two conventions."""
 RANDOMISE_BELOW = 0.8
 """Phases are randomised from where the unmasked curve falls below this on."""
 SHELLS_LEFT = 2
 """So many shells from there are left uncorrected: the mask mixes them with those before (as RELION does)."""
-CONE_DEG = 20.0
-"""Half angle of a cone of directions (Tan et al. 2017)."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inrtomo.io.files import atomic_path
-from inrtomo.metrics.fsc import HALF_MAPS, REFERENCE
+from inrtomo.metrics.conventions import HALF_MAPS, REFERENCE
 from inrtomo.metrics.shells import ShellCorrelation
 
 DPI = 120

@@ -11,10 +11,8 @@ from inrtomo.errors import InputError
 from inrtomo.simulate.acquisition import tilt_scheme, true_alignment
 from inrtomo.simulate.camera import CTF_MARGIN_PX, expose, transfer
 from inrtomo.simulate.files import write_simulation
-from inrtomo.simulate.rays import project_series
 from inrtomo.simulate.settings import SimulationSettings
 from inrtomo.simulate.simulation import Simulation
-from inrtomo.simulate.specimen import make_specimen, view_of
 
 __all__ = ["Simulation", "SimulationSettings", "simulate", "write_simulation"]
 
@@ -23,6 +21,10 @@ Array = NDArray[np.float64]
 
 def simulate(settings: SimulationSettings) -> Simulation:
     """Make a series; the same settings give the same bytes. Each aspect has its own random stream."""
+    # slow to load, and the settings are wanted without them
+    from inrtomo.simulate.rays import project_series
+    from inrtomo.simulate.specimen import make_specimen, view_of
+
     tilts, motion, matter, blanking, noise = (np.random.default_rng([settings.seed, k]) for k in range(5))
     nominal, order = tilt_scheme(settings, tilts)
     alignment = true_alignment(settings, nominal, order, motion)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inrtomo.io.files import read_text
 from inrtomo.io.mrc import read_volume
-from inrtomo.metrics.fsc import HALF_MAPS, REFERENCE
+from inrtomo.metrics.conventions import HALF_MAPS, REFERENCE
 from inrtomo.report.figures import CONTRAST_PERCENTILES, DPI, SLAB_PX
 from integration.benchmarks.reconstruction.command import recon
 from integration.benchmarks.reconstruction.jobs import Column, Job, Options, Record

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inrtomo.metrics.fsc import HALF_MAPS, central_region, frc, transforms
+from inrtomo.metrics.conventions import HALF_MAPS
+from inrtomo.metrics.fsc import central_region, frc, transforms
 from inrtomo.metrics.image_quality import VIF_SMALLEST_SIDE, psnr, ssim, vif
 from inrtomo.metrics.registration import translated, translation_between
 from inrtomo.metrics.shells import ShellCorrelation
