@@ -370,10 +370,14 @@ class Stage:
         caps = np.where(seen > 0.5 * len(self.fit.tilts), levels, max(1, levels - outside))
         return np.where(seen > 0, caps, 0).astype(np.int64)
 
+    def rate(self, step: int) -> float:
+        """What is left of both rates at a step."""
+        return 1 - (1 - RATE_AT_END) * step / self.scale.steps
+
     def step(self, step: int) -> None:
         """One step of the density and, where it is unlocked, of the motion."""
         fit, s, scale = self.fit, self.fit.settings, self.scale
-        rate = 1 - (1 - RATE_AT_END) * step / scale.steps
+        rate = self.rate(step)
         with_motion = s.fit_motion and step >= scale.motion_from
         fit.field.zero_grad()
         sums, fit_loss, held_loss = self.accumulate(with_motion)

@@ -43,13 +43,14 @@ Array = NDArray[np.float64]
 
 FIELDS = ("hash", "mlp", "siren", "tensor", "voxel")
 NETWORKS = ("mlp", "siren")
-STEPS = {8: 60, 4: 60, 2: 50, 1: 24}  # at bins: what coarse steps have settled, finer and dearer ones need not
-LEAST_SIZE = 24  # binned px of the coarsest scale: below this there is little to see
+STEPS = {8: 60, 4: 60, 2: 50, 1: 100}  # at bins; the last is where held-out pixels end it in most cases
+LEAST_SIZE = 12  # binned px of the coarsest scale: below this there is little to see
 OUTSIDE_LEVELS = 2  # of the finest that material beyond the view does without
 COARSEST_PX = 64  # spacing of the field's first level
 LARGEST_GAIN = 4.0  # of a tilt, and its inverse the smallest: more is no gain but a density that is not there yet
 GAIN_FROM = 10  # steps before the tilts' gains are free: an empty density would drive them anywhere
-PATIENCE = 8  # steps without a lower held-out loss that end the last scale
+PATIENCE = 6  # steps of the last scale without a lower held-out loss, after which it goes on from the best one at
+RATES = (1.0, 0.3, 0.1)  # the next of these rates, and ends after the last: noise wants slow steps, contrast quick ones
 SLAB_MARGIN = 0.08  # of the thickness, above and below what is written: the specimen may reach beyond it
 LEAST_MARGIN = 4
 SPLINE_MARGIN = 8  # rows around a piece of an x-tilted volume, for its cubic interpolation
@@ -289,22 +290,36 @@ class FieldFit(JointFit):
                 del self.stage_now  # before the next one takes its memory
             self.stage_now = FieldStage(self, scale)
             judged = index == len(schedule) - 1 and bool(self.stage_now.data.held.any())
-            kept, since = self.field.parameters().copy(), 0
-            while self.done_steps < scale.steps and since < PATIENCE:
-                before = self.field.parameters().copy() if judged else kept
-                self.stage_now.step(self.done_steps)
-                self.done_steps += 1
-                held = self.losses[-1][3]
-                since += judged
-                if judged and held < self.held_out_loss:
-                    self.held_out_loss, kept, since = held, before, 0
+            for _ in self._judged_steps() if judged else self._steps():
                 if on_step is not None:
                     on_step(self)
-            if judged:
-                self.field.parameters()[:] = kept
             self.done_scales, self.done_steps = index + 1, 0
         self.caps, self.active = self.stage_now.caps, self.stage_now.active
         del self.stage_now, self.adam  # a fit that waits for others of its kind holds little more than its field
+
+    def _steps(self) -> Iterator[float]:
+        """Do the steps of a scale; the held-out loss at each."""
+        while self.done_steps < self.stage_now.scale.steps:
+            self.stage_now.step(self.done_steps)
+            self.done_steps += 1
+            yield self.losses[-1][3]
+
+    def _judged_steps(self) -> Iterator[float]:
+        """The same at each of `RATES` for as long as the held-out loss falls, each from the best that was seen."""
+        parameters = self.field.parameters()
+        kept = parameters.copy()
+        for self.stage_now.pace in RATES:
+            parameters[:] = kept
+            before, since = kept, 0
+            for held in self._steps():
+                since += 1
+                if held < self.held_out_loss:
+                    self.held_out_loss, kept, since = held, before, 0
+                yield held
+                if since == PATIENCE:
+                    break
+                before = parameters.copy()
+        parameters[:] = kept
 
     def _adapt(self) -> None:
         """A tensor field goes on with nodes where the density of the last scale has something to show."""
@@ -336,11 +351,13 @@ class FieldStage(Stage):
     """One scale of a `FieldFit`.
 
     Attributes:
+        pace: what is left of the rate, instead of a fall with the steps; None: that fall.
         rays: its geometry.
         slabs: rows of the lattice that are in memory together.
     """
 
     fit: FieldFit
+    pace: float | None = None
 
     def __init__(self, fit: FieldFit, scale: Scale) -> None:
         self.rays = fit.rays(scale.bin)
@@ -395,6 +412,10 @@ class FieldStage(Stage):
             )
         edges = np.linspace(0, rows, -(-rows // n_rows) + 1).round().astype(int)
         return min(n_batch, n), [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+    def rate(self, step: int) -> float:
+        """What is left of the rate at a step."""
+        return super().rate(step) if self.pace is None else self.pace
 
     def batches(self) -> list[slice]:
         """Tilts whose arrays stay within the memory bound."""
