@@ -290,14 +290,10 @@ def _set_dose(series: TiltSeries, record: Mdoc | None) -> None:
         # ranks among the images of the stack, should some sections have no image
         series.order = np.argsort(np.argsort(order[sections])).astype(np.int64)
         series.sources["acquisition order"] = source
-    dose, prior = record.dose_e_A2, record.prior_dose_e_A2
+    dose, prior = record.dose_e_A2, record.prior_exposure_e_A2
     if dose is not None and dose.min() >= 0 and dose.max() > 0:
         series.dose_per_tilt = dose[sections]
         series.sources["dose"] = source
-        if prior is None or not prior.any():
-            prior = None if order is None else np.array([dose[order < turn].sum() for turn in order])
-    elif prior is not None and not prior.any():
-        prior = None
     if prior is not None:
         series.exposure_e_A2 = prior[sections]
         series.sources["exposure"] = source

@@ -15,7 +15,7 @@ from inrtomo.errors import InputError
 from inrtomo.io import imod
 from inrtomo.io.alignment_files import read_alignment, read_record
 from inrtomo.io.convert import FORMATS, format_of, write_record
-from inrtomo.io.mrc import write_stack
+from inrtomo.io.mrc import open_stack, write_stack
 from inrtomo.io.series_record import SeriesRecord, series_name
 from inrtomo.io.star import read_star
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
@@ -26,6 +26,8 @@ Array = NDArray[np.float64]
 SIZE, N, PIXEL = (120, 100), 7, 8.0
 NOMINAL: Array = np.linspace(-60, 60, N)
 OUT = {"imod": "ts.xf", "aretomo": "ts.aln", "relion5": "tomograms.star", "warp": "ts.xml", "json": "ts.json"}
+OUT |= {"outimod1": "ts_Imod", "outimod2": "ts_Imod"}
+WITH_LOCAL_MOTION = [form for form in FORMATS if not form.startswith("outimod")]
 
 
 def truth(axis_deg: float = -84.7, offset_deg: float = 2.5) -> SeriesRecord:
@@ -65,7 +67,7 @@ def apart(a: Alignment, b: Alignment) -> float:
     return worst
 
 
-@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("source", WITH_LOCAL_MOTION)
 def test_every_pair_keeps_what_both_hold(tmp_path: Path, series: TiltSeries, source: str) -> None:
     record = truth()
     (tmp_path / source).mkdir()
@@ -74,7 +76,7 @@ def test_every_pair_keeps_what_both_hold(tmp_path: Path, series: TiltSeries, sou
     # as the command does with --stack
     recorded = series.tilt_deg if first.nominal_tilt_deg is None else first.nominal_tilt_deg
     first = replace(first, name="ts", images=None, nominal_tilt_deg=recorded)
-    for target in FORMATS:
+    for target in WITH_LOCAL_MOTION:
         folder = tmp_path / f"{source}-{target}"
         folder.mkdir()
         paths, notes = write_record(folder / OUT[target], first, target, str(series.path))
@@ -166,6 +168,53 @@ def test_aretomo_folders(tmp_path: Path, series: TiltSeries) -> None:
     notes = []
     read_alignment(three, notes=notes)
     assert any("aligned already" in note for note in notes) and any("LOCALFILE" in note for note in notes)
+
+
+def test_aretomo_folders_written(tmp_path: Path, series: TiltSeries) -> None:
+    """What RELION and Warp count: lines, the identity, the images of the stack, the order of recording."""
+    record = replace(truth(), exposure_e_A2=np.array([6.0, 4.0, 2.0, 0.0, 1.0, 3.0, 5.0]))
+    a = record.alignment
+    _, notes = write_record(tmp_path / "one", record, "outimod1", str(series.path))
+    one = tmp_path / "one" / "ts_Imod"
+    linear, shift = imod.read_xf(one / "ts_st.xf", N)
+    np.testing.assert_allclose(linear[[0, 4]], np.tile(np.eye(2), (2, 1, 1)))
+    assert not shift[[0, 4]].any() and shift[a.included].any(axis=1).all()
+    assert imod.excluded_views(imod.read_command_file(one / "tilt.com", "tilt"), "tilt.com") == [0, 4]
+    newst = imod.read_command_file(one / "newst.com", "newstack")
+    assert newst.value("TransformFile") == "ts_st.xf" and (one / (newst.value("InputFile") or "")).resolve().is_file()
+    lines = (one / "ts_st_order_list.csv").read_text().splitlines()
+    assert lines[1] == "1,0.00" and lines[-1] == "7,-60.00"
+    assert any("no local motion" in note for note in notes)
+
+    backwards = replace(a, tilt_deg=-a.tilt_deg)
+    _, notes = write_record(tmp_path / "two", replace(record, alignment=backwards), "outimod2", str(series.path))
+    two = tmp_path / "two" / "ts_Imod"
+    angles = imod.read_angles(two / "ts_st.tlt", 5)
+    assert (np.diff(angles) > 0).all() and any("0, 4" in note for note in notes)
+    images, raw = open_stack(two / "ts_st.mrc"), open_stack(series.path)
+    assert images.shape[0] == 5
+    np.testing.assert_array_equal(images.image(0), raw.image(6))
+    assert imod.read_angles(two / "ts_st.xtilt", 5).std() == 0 and len(imod.read_xf(two / "ts_st.xf")[0]) == 5
+    with pytest.raises(InputError, match="--stack"):
+        write_record(tmp_path / "three", record, "outimod2")
+
+
+def test_an_mdoc_is_what_was_recorded(inr: Inr, tmp_path: Path, series: TiltSeries) -> None:
+    sections = [f"[ZValue = {k}]\nTiltAngle = {t}\nExposureDose = 2\nDateTime = 01-Jan-24  10:0{(k * 3) % 7}:00\n"
+                for k, t in enumerate(NOMINAL)]  # fmt: skip
+    head = "PixelSpacing = 8\nImageSize = 120 100\n[T = Tilt axis angle = -84.7, binning = 1]\n"
+    path = tmp_path / "x.mrc.mdoc"
+    path.write_text(head + "PixelSpacing = 8\n".join(["", *sections]))
+    notes: list[str] = []
+    record = read_record(path, notes=notes)
+    assert record.name == "x" and record.alignment.image_size == SIZE and any("all shifts are 0" in n for n in notes)
+    np.testing.assert_allclose(record.alignment.rotation_deg, -84.7)
+    assert record.exposure_e_A2 is not None and record.exposure_e_A2.tolist() == [2 * ((k * 3) % 7) for k in range(N)]
+    result = inr("convert", path, tmp_path / "relion", "--to", "relion5", "--stack", series.path)
+    assert result.exit_code == 0, result.output
+    table = read_star(tmp_path / "relion" / "tilt_series" / "ts.star")["ts"]
+    assert [float(v) for v in table["rlnMicrographPreExposure"]] == record.exposure_e_A2.tolist()
+    assert [float(v) for v in table["rlnTomoNominalStageTiltAngle"]] == pytest.approx(NOMINAL)
 
 
 def test_the_sign_of_the_x_tilt_file(tmp_path: Path) -> None:

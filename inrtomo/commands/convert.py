@@ -27,10 +27,12 @@ def main(source: Path, target: Path, form: str | None, stack: Path | None, overw
     """Convert the alignment IN to OUT, local motion included.
 
     IN is an inr-align, Etomo or AreTomo _Imod folder, a .xf with its .tlt, a warp file, an AreTomo .aln, a RELION
-    tomograms.star or the STAR file of a series, a Warp XML, or the JSON of inr-align and inr-simulate.
+    tomograms.star or the STAR file of a series, a Warp XML, the JSON of inr-align and inr-simulate, or an .mdoc, which
+    has recorded angles, doses and the tilt axis only.
 
     OUT is by its suffix .aln (AreTomo), .star (RELION 5: tomograms.star, with tilt_series/NAME.star), .xml (Warp),
-    .json, or else .xf or a folder (IMOD: NAME.xf .tlt .xtilt .rawtlt, the warp file, NAMElocal.xf, com files).
+    .json, or else .xf or a folder (IMOD: NAME.xf .tlt .xtilt .rawtlt, the warp file, NAMElocal.xf, com files). The
+    formats outimod1 and outimod2 are AreTomo's NAME_Imod folders of -OutImod 1 and 2.
 
     What OUT cannot hold is said, and how nearly it holds the local motion. A Warp XML that may be overwritten keeps
     its CTF and paths.

@@ -16,6 +16,7 @@ from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.io.aretomo import read_aln_record
 from inrtomo.io.files import check_input, check_output, make_folder, read_text, write_text
 from inrtomo.io.imod_local import read_local, warp_from_local
+from inrtomo.io.mdoc import read_mdoc
 from inrtomo.io.mrc import read_header
 from inrtomo.io.relion import is_relion, read_relion
 from inrtomo.io.series_record import SeriesRecord, on_stack, series_name
@@ -26,7 +27,7 @@ from inrtomo.tiltseries import TiltSeries, check_tilt_angles
 Array = NDArray[np.float64]
 
 STACK_SUFFIXES = (".mrc", ".st", ".ali", ".mrcs", ".map")
-READABLE = (".json", ".xf", ".com", ".aln", ".star", ".xml")
+READABLE = (".json", ".xf", ".com", ".aln", ".star", ".xml", ".mdoc")
 NOT_THE_ALIGNMENT = ("_warp", "_fid", "_rot", "_nonfid", "local", "_patch-tracking", "_prexf")
 """Endings of ``.xf`` files that lie beside the one that holds the alignment."""
 SCALE_TOLERANCE = 0.01
@@ -91,8 +92,8 @@ def read_record(
     """Read an alignment of any format, by what is there.
 
     An ``inr-align``, Etomo or AreTomo ``_Imod`` folder, an ``.xf``, a warp file, a com file, an ``.aln``, RELION's STAR
-    files, Warp's XML, or our JSON. Beside ``BASE.xf`` are looked for ``BASE.tlt``, ``BASE.xtilt``, ``BASE_warp.xf`` and
-    ``tilt.com`` (excluded views, local alignments).
+    files, Warp's XML, an ``.mdoc`` (recorded angles only), or our JSON. Beside ``BASE.xf`` are looked for ``BASE.tlt``,
+    ``BASE.xtilt``, ``BASE_warp.xf`` and ``tilt.com`` (excluded views, local alignments).
 
     Args:
         path: file or folder.
@@ -110,7 +111,7 @@ def read_record(
     if path.is_dir():
         path = _find_in_folder(path, _base_of(series))
         notes.append(f"alignment read from {path}")
-    own_rows = path.suffix in (".star", ".xml")
+    own_rows = path.suffix in (".star", ".xml", ".mdoc")
     if path.suffix == ".json":
         record = _read_json(path)
     elif path.suffix == ".aln":
@@ -119,6 +120,8 @@ def read_record(
         record = _read_star_of_relion(path, series, notes)
     elif path.suffix == ".xml":
         record = read_warp_xml(path, _size_of(series), _pixel_of(series), notes)
+    elif path.suffix == ".mdoc":
+        record = _read_mdoc(path, _size_of(series), notes)
     else:
         # AreTomo's second layout has the images that are not dark, sorted by angle
         own_rows = path.suffix == ".xf" and _is_aretomo_folder(path.parent)
@@ -354,6 +357,19 @@ def _read_json(path: Path) -> SeriesRecord:
         raise InputError(f"{path}: holds no alignment ({error} is missing); give BASE_align.json") from None
     except (ValueError, TypeError, IndexError, AttributeError, OverflowError, ZeroDivisionError):
         raise InputError(f"{path}: its alignment is damaged; give another file") from None
+
+
+def _read_mdoc(path: Path, image_size: tuple[int, int] | None, notes: list[str]) -> SeriesRecord:
+    """What was recorded as an alignment without shifts: angles, tilt axis and exposures."""
+    mdoc = read_mdoc(path)
+    size = image_size or mdoc.image_size
+    if size is None:
+        raise InputError(f"{path}: does not say how large its images are; give the stack")
+    axis = "is not said and taken as 0" if mdoc.axis_deg is None else f"is taken as {mdoc.axis_deg:g} degrees"
+    notes.append(f"{path.name}: has recorded angles only, so all shifts are 0; the tilt axis {axis}")
+    name = Path(path.stem).stem if Path(path.stem).suffix in STACK_SUFFIXES else path.stem
+    alignment = Alignment.identity(mdoc.tilt_deg, size, mdoc.axis_deg or 0.0, mdoc.pixel_size_A)
+    return SeriesRecord(alignment, name, mdoc.tilt_deg, mdoc.prior_exposure_e_A2)
 
 
 def _known(values: object, n: int) -> Array | None:

@@ -14,6 +14,7 @@ from inrtomo.io import imod
 from inrtomo.io.alignment_files import DEFAULT_THICKNESS_PX, alignment_paths, write_alignment
 from inrtomo.io.alignment_json import alignment_to_dict
 from inrtomo.io.aretomo import write_aln
+from inrtomo.io.aretomo_folder import write_aretomo_folder
 from inrtomo.io.files import check_output, make_folder, write_text
 from inrtomo.io.imod_local import write_local
 from inrtomo.io.relion import relion_paths, tomogram_size, write_relion
@@ -97,6 +98,14 @@ def _write_aretomo(path: Path, record: SeriesRecord, stack: str | None, overwrit
     return [path], notes
 
 
+def _write_outimod1(path: Path, record: SeriesRecord, stack: str | None, overwrite: bool) -> Written:
+    return write_aretomo_folder(path, record, 1, stack, overwrite)
+
+
+def _write_outimod2(path: Path, record: SeriesRecord, stack: str | None, overwrite: bool) -> Written:
+    return write_aretomo_folder(path, record, 2, stack, overwrite)
+
+
 def _write_relion5(path: Path, record: SeriesRecord, stack: str | None, overwrite: bool) -> Written:
     folder = path.parent if path.suffix == ".star" else path
     paths = relion_paths(folder, record.name)
@@ -139,6 +148,8 @@ def _reasons_lost(record: SeriesRecord, name: str) -> list[str]:
 FORMATS: dict[str, Callable[[Path, SeriesRecord, str | None, bool], Written]] = {
     "imod": _write_imod,
     "aretomo": _write_aretomo,
+    "outimod1": _write_outimod1,
+    "outimod2": _write_outimod2,
     "relion5": _write_relion5,
     "warp": _write_warp,
     "json": _write_json,

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 
 KEYS = ("TiltAngle", "ExposureDose", "PriorRecordDose", "PixelSpacing", "SubFramePath", "DateTime")
 SECTION = re.compile(r"^\[ZValue\s*=\s*\d+\s*\]$")
+SIZE = re.compile(r"^ImageSize\s*=\s*(\d{1,6})\s+(\d{1,6})$")
 AXIS = re.compile(r"Tilt axis angle\s*=\s*([-+]?[\d.]+)")
 DATE_FORMATS = ("%d-%b-%y  %H:%M:%S", "%d-%b-%Y  %H:%M:%S", "%Y-%b-%d  %H:%M:%S", "%Y-%m-%d  %H:%M:%S")
 
@@ -31,7 +32,7 @@ class Mdoc:
     Attributes:
         tilt_deg: stage tilt; dose_e_A2: of every image; prior_dose_e_A2: received before it;
         time_s: seconds since the first exposure; pixel_size_A: of the images; axis_deg: tilt axis from the title;
-        movies: name of every section's movie without its folder.
+        movies: name of every section's movie without its folder; image_size: (nx, ny).
     """
 
     tilt_deg: Array
@@ -41,6 +42,7 @@ class Mdoc:
     pixel_size_A: float | None
     axis_deg: float | None
     movies: list[str] | None
+    image_size: tuple[int, int] | None
 
     @property
     def order(self) -> NDArray[np.int64] | None:
@@ -51,6 +53,16 @@ class Mdoc:
                 order[np.argsort(values, kind="stable")] = np.arange(len(values))
                 return order
         return None
+
+    @property
+    def prior_exposure_e_A2(self) -> Array | None:
+        """Exposure received before every image, as recorded or else summed over those before; None where unknown."""
+        prior, dose, order = self.prior_dose_e_A2, self.dose_e_A2, self.order
+        if prior is not None and prior.any():
+            return prior
+        if dose is None or order is None or dose.min() < 0 or not dose.any():
+            return None
+        return np.array([dose[order < turn].sum() for turn in order])
 
 
 def read_mdoc(path: str | Path) -> Mdoc:
@@ -87,6 +99,7 @@ def read_mdoc(path: str | Path) -> Mdoc:
         raise InputError(f"{path}: has sections without a TiltAngle; give the angles in a .rawtlt")
     spacing = _column([section.PixelSpacing for section in sections])
     paths = [section.SubFramePath for section in sections]
+    size = next(((int(m.group(1)), int(m.group(2))) for m in map(SIZE.match, lines) if m), None)
     axis = next((float(m.group(1)) for m in map(AXIS.search, titles) if m), None)
     return Mdoc(
         tilt_deg=tilt,
@@ -96,6 +109,7 @@ def read_mdoc(path: str | Path) -> Mdoc:
         pixel_size_A=float(spacing[0]) if spacing is not None and spacing[0] > 0 else None,
         axis_deg=axis,
         movies=None if None in paths else [PureWindowsPath(str(p)).name for p in paths],
+        image_size=size,
     )
 
 
