@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from inrtomo.batch.state import DONE, FAILED, Batch
+from inrtomo.batch.state import CLAIMED, DONE, FAILED, Batch
 from inrtomo.io.mrc import read_header
-from tests.running import ROOT, Inr, start_command
+from tests.running import ROOT, Inr, run_command, start_command
 from tests.slurm_here import slurm_here
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 600.0
+TINY = "--size 48 48 --thickness 15 --tilt-step 12 --snr 10 --shifts 3 --warp 0 --beads 4 --seed 1"
+"""A series that is aligned in less than half a minute."""
 
 
 @pytest.fixture
@@ -80,30 +82,58 @@ def test_killed_and_gone_on_with(raw: Path, tmp_path: Path, inr: Inr) -> None:
     assert "resolution_A" in (Batch.open(fsc).record("ts1") or {})["measured"]
 
 
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """A table of four series: one of them cut off in its second half, one for the whole of `inr-align`."""
+    simulated = run_command("simulate", "-o", tmp_path / "raw", "--base", "fast", *TINY.split())
+    assert simulated.exit_code == 0, simulated.output
+    for name in ("bad", "late", "killed"):
+        for ending in (".mrc", ".rawtlt"):
+            (tmp_path / "raw" / f"{name}{ending}").write_bytes((tmp_path / "raw" / f"fast{ending}").read_bytes())
+    os.truncate(tmp_path / "raw" / "bad.mrc", 60_000)
+    table = tmp_path / "series.csv"
+    table.write_text("stack, fast\nraw/fast.mrc, yes\nraw/bad.mrc, yes\nraw/late.mrc,\nraw/killed.mrc, yes\n")
+    return table
+
+
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs submitit (inrtomo[slurm])")
-@pytest.mark.skipif("INR_TEST_SLURM" not in os.environ, reason="takes over ten minutes yet: INR_TEST_SLURM=1 runs it")
-def test_slurm(raw: Path, tmp_path: Path) -> None:
-    """A job array of which a task fails, and one is told that its time is over, requeued, and goes on."""
+def test_slurm(four: Path, tmp_path: Path) -> None:
+    """A job array of which a task fails, one is told that its time is over and requeued, and one is killed."""
     out, template = tmp_path / "ali", tmp_path / "site.sh"
     template.write_text("#SBATCH --time=20 --cpus-per-task=1 --mem=500M --array=%2 --job-name=t\nexport CAME=through\n")
-    (tmp_path / "slurm").mkdir()
-    with slurm_here(tmp_path / "slurm") as environment:
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with pytest.MonkeyPatch.context() as patch, ExitStack() as killing:
-            for key, value in environment.items():
-                patch.setenv(key, value)
-            process = start_command(
-                "batch", "align", raw, "-o", out, "--slurm", template, "--wait", "--", "--fast", "--tilt-axis", 0
-            )
-            killing.callback(process.kill)
-            log = out / "state" / "ts1.log"
-            until(lambda: log.exists() and "tilt angles" in log.read_text(), process)
-            array, task, _ = json.loads((out / "state" / "ts1.claimed").read_text())["job"].split("_")
-            # what SLURM sends some time before the limit; for a job of minutes there is no waiting for it
-            subprocess.run(["scancel", f"--signal={signal.SIGUSR2.name[3:]}", f"{array}_{task}"], check=True)
-            said = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 1, said
-    assert "submitted 3 tasks" in said[0]
-    (script,) = (out / "state" / "slurm").glob("*submission.sh")
-    assert "--array=0-2%2" in script.read_text() and "CAME=through" in script.read_text()
-    check(out, "ts1")
+    args = ("align", four, "-o", out, "--slurm", template, "--wait", "--", "--tilt-axis", 0)
+    with slurm_here() as environment, pytest.MonkeyPatch.context() as patch, ExitStack() as killing:
+        for key, value in (environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}).items():
+            patch.setenv(key, value)
+        process = start_command("batch", *args)
+        killing.callback(process.kill)
+        for name, sign in (("late", "M parameters"), ("killed", "tilt angles")):
+            log = out / "state" / f"{name}.log"
+            until(lambda log=log, sign=sign: log.exists() and sign in log.read_text(), process)  # type: ignore[misc]
+            holder = json.loads((out / "state" / f"{name}.claimed").read_text())
+            if name == "late":
+                # what SLURM sends some time before the limit; for a job of minutes there is no waiting for it
+                job = "_".join(holder["job"].split("_")[:2])
+                subprocess.run(["scancel", f"--signal={signal.SIGUSR2.name[3:]}", job], check=True)
+            else:
+                os.kill(holder["pid"], signal.SIGKILL)
+        said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 1 and "1 of 4 series failed" in said[1], said
+        assert "submitted 4 tasks," in said[0]
+        batch = Batch.open(out)
+        assert batch.states() == {"fast": DONE, "bad": FAILED, "late": DONE, "killed": CLAIMED}
+        again = run_command("batch", *args)
+        assert again.exit_code == 1 and "submitted 1 task," in again.output, again.output
+    assert batch.states() == {"fast": DONE, "bad": FAILED, "late": DONE, "killed": DONE}
+    first, second = sorted((out / "state" / "slurm").glob("*submission.sh"), key=lambda path: path.stat().st_mtime)
+    assert "--array=0-3%2" in first.read_text() and "CAME=through" in second.read_text()
+    record = {name: batch.record(name) or {} for name in batch.states()}
+    assert {name: values["attempts"] for name, values in record.items()} == {
+        "fast": 1, "bad": 1, "late": 2, "killed": 2,
+    }  # fmt: skip
+    assert "bad.mrc" in record["bad"]["message"] and "bad.mrc" in (out / "summary.html").read_text()
+    for name in ("fast", "late", "killed"):
+        assert (out / name / f"{name}.xf").exists() and record[name]["measured"]["thickness_nm"] > 0
+    attempts = (out / "state" / "late.log").read_text().split("--- attempt")[1:]
+    assert ["M parameters" in attempt for attempt in attempts] == [True, False], "its fit began anew"
+    assert not list(batch.state.glob("*.claimed*"))

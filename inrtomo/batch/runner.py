@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -145,17 +146,19 @@ def what_went_wrong(program: str, status: int | None, tail: Sequence[str]) -> st
 class Runner:
     """Series one after the other, as many at a time as there are places.
 
-    ``places`` are what is added to the environment of a command: its GPU, its share of the cores. With ``patient`` the
-    end waits for series that other workers have, to take over those of a worker that dies.
+    ``places`` are what is added to the environment of a command: its GPU, its share of the cores. The end waits so long
+    (s) for series that other workers have, to take over those of a worker that dies.
     """
 
-    def __init__(self, batch: Batch, places: Sequence[Mapping[str, str]], say: Say, patient: bool = True) -> None:
-        self.batch, self.say, self.patient = batch, say, patient
+    def __init__(
+        self, batch: Batch, places: Sequence[Mapping[str, str]], say: Say, patience_s: float = math.inf
+    ) -> None:
+        self.batch, self.say, self.patience_s = batch, say, patience_s
         self.waiting: deque[Series] = deque()
         self.elsewhere: list[Series] = []
         self._free = list(places)
         self._running: list[tuple[Attempt, Mapping[str, str]]] = []
-        self._beaten = self._looked = time.monotonic()
+        self._beaten = self._looked = self._busy = time.monotonic()
 
     def add(self, series: Iterable[Series]) -> None:
         self.waiting.extend(series)
@@ -172,8 +175,10 @@ class Runner:
                 self._look_elsewhere()
                 self._start()
                 self._check()
-                left = self._running or self.waiting or (self.patient and self.elsewhere)
-                if not left and further is None:
+                if self._running:
+                    self._busy = time.monotonic()
+                waits = self.elsewhere and time.monotonic() - self._busy < self.patience_s
+                if not (self._running or self.waiting or waits) and further is None:
                     return
                 time.sleep(POLL_S)
         finally:

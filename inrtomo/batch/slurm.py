@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -13,12 +14,15 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 from submitit.helpers import Checkpointable, DelayedSubmission
 
 from inrtomo.batch.manifest import Series
-from inrtomo.batch.runner import Runner, places
+from inrtomo.batch.runner import ELSEWHERE_S, Runner, places
 from inrtomo.batch.slurm_template import MOST_TASKS, MOST_TIMEOUTS, read_template
-from inrtomo.batch.state import FAILED, Batch
+from inrtomo.batch.state import FAILED, STALE_S, Batch
 from inrtomo.batch.summary import write_summary
 from inrtomo.errors import InputError
 from inrtomo.io.files import make_folder
+
+PATIENCE_S = STALE_S + 2 * ELSEWHERE_S
+"""For a series that another task has: as long as it takes to know that this one died, and no longer."""
 
 
 class Task(Checkpointable):
@@ -30,7 +34,7 @@ class Task(Checkpointable):
     def __call__(self) -> None:
         # submitit passes SIGTERM over; it is how SLURM says that somebody cancelled the job
         signal.signal(signal.SIGTERM, _terminate)
-        self._runner = Runner(self.batch, places(1), _say, patient=False)
+        self._runner = Runner(self.batch, places(1), _say, PATIENCE_S)
         self._runner.add(self.series)
         try:
             self._runner.work()
@@ -87,3 +91,19 @@ def submit(batch: Batch, series: Sequence[Series], template: Path) -> list[Job[A
     except FailedJobError as error:
         said = " ".join(str(error).split())
         raise InputError(f"{template}: sbatch refused the job ({said}); correct the #SBATCH lines") from None
+
+
+def in_queue(jobs: Sequence[Job[Any]]) -> bool:
+    """Whether any of the jobs waits or runs still.
+
+    submitit's own answer comes from sacct, which many sites do without; a task that was killed then never ends.
+    """
+    arrays = sorted({job.job_id.partition("_")[0] for job in jobs})
+    if not arrays:
+        return False
+    asked = subprocess.run(
+        ["squeue", "--noheader", f"--jobs={','.join(arrays)}", "--format=%i"], capture_output=True, text=True
+    )
+    if asked.returncode:  # one that is forgotten has ended; a controller that does not answer now will do so later
+        return "Invalid job id" not in asked.stderr
+    return bool(asked.stdout.strip())

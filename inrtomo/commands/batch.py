@@ -139,7 +139,7 @@ def main(
     summary = write_summary(batch)
     _report(summary)
     if template is None or wait:
-        _end(summary)
+        _end(summary, found)
 
 
 # --- which series --------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def _say_unready(watcher: Watch | None) -> None:
 def _submit(batch: Batch, todo: Sequence[Series], template: Path, watcher: Watch | None, wait: bool) -> None:
     """To SLURM; with a watcher as long as that goes on, with ``wait`` until all jobs have ended."""
     try:
-        from inrtomo.batch.slurm import submit
+        from inrtomo.batch.slurm import in_queue, submit
     except ModuleNotFoundError as missing:
         if missing.name != "submitit":
             raise
@@ -257,11 +257,12 @@ def _submit(batch: Batch, todo: Sequence[Series], template: Path, watcher: Watch
         if fresh:
             these = submit(batch, list(fresh), template)
             jobs += these
-            click.echo(f"submitted {len(these)} tasks, job {these[0].job_id.partition('_')[0]}")
+            tasks = f"{len(these)} task{'s' if len(these) > 1 else ''}"
+            click.echo(f"submitted {tasks}, job {these[0].job_id.partition('_')[0]}")
         fresh = more()
         if fresh is not None and not fresh:
             time.sleep(1.0)
-    while wait and not all(job.done() for job in jobs):
+    while wait and in_queue(jobs):
         time.sleep(WAIT_S)
     _say_unready(watcher)
 
@@ -294,8 +295,14 @@ def _report(summary: Summary, everything: bool = False) -> None:
     click.echo(f"{summary.line()}; see {summary.batch.path / 'summary.html'}")
 
 
-def _end(summary: Summary) -> None:
+def _end(summary: Summary, asked: Sequence[Series]) -> None:
+    """The exit status: every series asked for is done, or a sentence."""
     if summary.failed:
         first = summary.failed[0]
         sentence = f"{len(summary.failed)} of {len(summary.rows)} series failed; see {summary.batch.log(first.name)}"
         raise OneSentence("inr-batch", f"{sentence}, then --retry", EXIT_SOME_FAILED)
+    done = {row.name for row in summary.rows if row.state == DONE}
+    unfinished = [one.name for one in asked if one.name not in done]
+    if unfinished:  # by tasks that were cancelled, or killed
+        sentence = f"{len(unfinished)} of {len(asked)} series are unfinished; the same call goes on with them"
+        raise OneSentence("inr-batch", sentence, EXIT_SOME_FAILED)
