@@ -23,6 +23,7 @@ from inrtomo.io.mrc import open_stack, read_volume
 from inrtomo.metrics.alignment import AlignmentError, Residual, compare_alignments
 from inrtomo.simulate import simulate, write_simulation
 from inrtomo.simulate.settings import SimulationSettings
+from integration.benchmarks import json_lines
 from integration.benchmarks.alignment.methods import METHODS, ROOT, Case, Outcome, available
 from integration.benchmarks.alignment.series import SERIES, benchmark_settings
 from integration.benchmarks.alignment.tables import SCALING_COLUMNS, tables
@@ -77,8 +78,7 @@ def main(
             case = simulated_case(name, seed, densities, work, threads, options)
             for method in missing:
                 for record in _run(case, method, volumes and not scaling):
-                    with open(results, "a", encoding="utf-8") as file:
-                        file.write(json.dumps(record) + "\n")
+                    json_lines.append(results, [record])
                     _echo(record)
     records = [r for r in _records(results).values() if r["series"] in wanted]
     text = tables(records, SCALING_COLUMNS) if scaling else tables(records)
@@ -184,17 +184,12 @@ def _settings(name: str, seed: int, densities: Path | None) -> SimulationSetting
 
 
 def _records(results: Path) -> dict[tuple[str, int, str], dict[str, Any]]:
-    """The last record of every series, seed and method; a half-written last line is dropped."""
+    """The last record of every series, seed and method."""
     records: dict[tuple[str, int, str], dict[str, Any]] = {}
-    if results.exists():
-        for line in results.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if "error" not in record:
-                records.pop((record["series"], record["seed"], f"{record['run']} (failed)"), None)
-            records[record["series"], record["seed"], record["method"]] = record
+    for record in json_lines.read(results):
+        if "error" not in record:
+            records.pop((record["series"], record["seed"], f"{record['run']} (failed)"), None)
+        records[record["series"], record["seed"], record["method"]] = record
     return records
 
 

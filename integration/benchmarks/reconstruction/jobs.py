@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from inrtomo.errors import InputError
+from integration.benchmarks import json_lines
+from integration.benchmarks.json_lines import Record
 
-Record = dict[str, Any]
 Column = tuple[str, str, str]
 """Heading, key of the record (``a.b`` for nested ones), format."""
 
@@ -75,27 +75,18 @@ def do(part: str, jobs: Iterable[Job], results: Path, again: bool, say: Callable
             found = [{"table": "failed", "row": job.name, "error": str(error)}]
         took = time.monotonic() - start
         head |= {"job_s": round(took, 2), "job_cpu_s": round(time.process_time() - spent, 2)}
-        cut_short = results.exists() and not results.read_bytes().endswith(b"\n")
-        with open(results, "a", encoding="utf-8") as file:
-            file.write("\n" if cut_short else "")  # a half-written line must not take this one along
-            for record in found:
-                file.write(json.dumps(head | record) + "\n")
+        json_lines.append(results, [head | record for record in found])
         say(f"{part}: {job.name}, seed {job.seed}: {found[-1].get('error', f'{took:.0f} s')}")
 
 
 def records(results: Path, part: str | None = None) -> list[Record]:
-    """The last records of every job and seed; a half-written last line is dropped."""
+    """The last records of every job and seed."""
     latest: dict[tuple[Any, ...], Record] = {}
-    if results.exists():
-        for line in results.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            head = (record["part"], record["job"], record["seed"])
-            if "error" not in record:
-                latest.pop((*head, "failed", record["job"]), None)
-            latest[(*head, record["table"], record["row"])] = record
+    for record in json_lines.read(results):
+        head = (record["part"], record["job"], record["seed"])
+        if "error" not in record:
+            latest.pop((*head, "failed", record["job"]), None)
+        latest[(*head, record["table"], record["row"])] = record
     return [record for record in latest.values() if part in (None, record["part"])]
 
 

@@ -126,7 +126,7 @@ def _tilt_rows(images: F32, height: int, options: Options) -> tuple[str, Rows]:
 
 def _astra(images: F32, height: int, width: int, method: str, iterations: int) -> F32:
     """ASTRA's CPU code, slice by slice, volume ``[z, y, x]``."""
-    import astra  # type: ignore[import-not-found]
+    import astra
 
     n, rows, nu = images.shape
     volume = np.empty((height, rows, width), dtype=np.float32)
