@@ -17,6 +17,8 @@ import pyworkflow.protocol.constants as constants
 from . import Plugin
 
 NOT_FOUND = 127
+CALL = "> "
+"""What a command line begins with in a log."""
 
 
 class EngineError(Exception):
@@ -37,7 +39,7 @@ def run_program(protocol, program: str, arguments: Sequence[object], wanted: str
     """
     words = " ".join(shlex.quote(str(word)) for word in arguments)
     with open(log, "a") as file:
-        file.write(f"> {program} {words}\n")
+        file.write(f"{CALL}{program} {words}\n")
     before = modified(wanted)
     call = f"{Plugin.getActivation()} && {_settings(protocol)} {program}"
     redirected = f"{words} >> {shlex.quote(log)} 2>&1"
@@ -57,13 +59,15 @@ def modified(path: str) -> float | None:
 
 
 def reason(log: str, program: str) -> str:
-    """The sentence with which a program refused, else its last line."""
+    """The sentence with which a program refused, else the last line of its latest run."""
     with open(log, errors="replace") as file:
         lines = [line.strip() for line in file if line.strip()]
+    begun = max(k for k, line in enumerate(lines) if line.startswith(f"{CALL}{program}"))
+    lines = lines[begun + 1 :]
     said = [line for line in lines if line.startswith(f"{program}:")]
     if said:
         return said[-1]
-    return f"{program}: {lines[-1]} (all of it: {log})"
+    return f"{program}: {lines[-1] if lines else 'ended without a result'} (its log: {log})"
 
 
 def _settings(protocol) -> str:

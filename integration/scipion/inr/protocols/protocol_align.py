@@ -118,7 +118,7 @@ class ProtInrAlign(ProtInrBase):
         form.addParam(
             "binning", params.IntParam, default=4, condition="makeTomograms", label="Binning of the tomograms"
         )
-        self._defineMachine(form, gpu=False)
+        self._defineMachine(form, gpu=True)
 
     # ------------------------------------------------- a series ----------------------------------------------------
 

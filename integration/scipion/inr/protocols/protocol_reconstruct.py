@@ -45,7 +45,7 @@ class ProtInrReconstruct(ProtInrVolumes):
         )
         self._defineTomogramParams(form)
         self._defineMoreOptions(form, self.PROGRAM)
-        self._defineMachine(form, gpu=False)
+        self._defineMachine(form, gpu=True)
 
     def ownArguments(self, ctf):
         method = self.method.get()
