@@ -1,0 +1,92 @@
+"""From a prepared tilt series to density, slab by slab of rows, by a trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inrtomo.geometry import centre_index
+from inrtomo.localized.bank import SCALES
+from inrtomo.localized.blocks import Blocks
+from inrtomo.localized.network import LocalizedMlp, densities
+from inrtomo.localized.scaling import CONDITIONS, REFERENCE_PIXEL_A, Scaling, features_from, rows_seen
+from inrtomo.localized.tilts import FilteredTilts
+from inrtomo.reconstruct.slabs import Slab, ranges
+
+F32 = NDArray[np.float32]
+Report = Callable[[float], None]
+
+MAPS_SHARE = 0.5  # of the memory, for the maps of a slab
+FEATURES_SHARE = 0.1
+OUTSIDE = 0.1  # of a condition's span in training, beyond its ends
+
+
+def inferred_slabs(
+    tilts: FilteredTilts,
+    shape: tuple[int, int, int],
+    scaling: Scaling,
+    model: LocalizedMlp,
+    memory_bytes: float,
+    device: str = "cpu",
+    report: Report = lambda fraction: None,
+) -> Iterator[Slab]:
+    """The volume of voxels (nz, ny, nx), rows y in order, in units of the images' density per px."""
+    blocks = model.architecture.blocks
+    model = model.to(device)
+    nz, ny, nx = shape
+    counts = blocks.count(nz), blocks.count(ny), blocks.count(nx)
+    z, x = blocks.centres(nz, range(counts[0])), blocks.centres(nx, range(counts[2]))
+    divisors = scaling.divisors(blocks.size)
+    for part in ranges(0, counts[1], slab_rows(tilts, nz, blocks, memory_bytes)):
+        y = blocks.centres(ny, part)
+        corners = np.array([[0, a, b] for a in (y[0] - 1, y[-1] + 1) for b in (-centre_index(nz), centre_index(nz))])
+        maps = tilts.maps(SCALES, rows_seen(tilts, corners))
+        slab = np.empty((counts[0] * blocks.edge, len(part) * blocks.edge, counts[2] * blocks.edge), dtype=np.float32)
+        planes = max(1, int(memory_bytes * FEATURES_SHARE / (8 * len(divisors) * len(y) * len(x))))
+        for layer in ranges(0, counts[0], planes):
+            grid = np.meshgrid(z[layer.start : layer.stop], y, x, indexing="ij")
+            centres = np.stack([grid[2].ravel(), grid[1].ravel(), grid[0].ravel()], axis=1).astype(np.float32)
+            features = features_from(tilts, maps, centres, blocks, device)
+            features /= divisors
+            found = densities(model, features, scaling.condition, device)
+            at = slice(layer.start * blocks.edge, layer.stop * blocks.edge)
+            slab[at] = blocks.joined(found, (len(layer), len(y), len(x)))
+        rows = range(part.start * blocks.edge, min(part.stop * blocks.edge, ny))
+        yield rows, slab[:nz, : len(rows), :nx] * np.float32(scaling.unit)
+        report(part.stop / counts[1])
+
+
+def slab_rows(tilts: FilteredTilts, height: int, blocks: Blocks, memory_bytes: float) -> int:
+    """Rows of blocks in a slab whose maps stay within their share of the memory."""
+    length = tilts.images.shape[2]
+    row_bytes = 4 * tilts.n_tilts * length * sum(len(s.channels) / s.step**2 for s in SCALES)
+    rise = 2 * height * float(np.abs(np.sin(tilts.x_tilt)).max())
+    rows = memory_bytes * MAPS_SHARE / row_bytes - rise - 2 * max(s.step for s in SCALES)
+    return max(1, int(rows / blocks.edge))
+
+
+def outside_range(scaling: Scaling, thickness_px: float, known: dict[str, list[float]]) -> list[str]:
+    """What of a series lies outside what training saw (``known``: name -> lowest, highest), a sentence each."""
+    found = dict(zip(CONDITIONS, map(float, scaling.condition), strict=True)) | {"thickness": thickness_px}
+    out = []
+    for name, value in found.items():
+        low, high = known.get(name, (value, value))
+        margin = OUTSIDE * (high - low)
+        if not low - margin <= value <= high + margin:
+            out.append(f"{_said(name, value)} (trained on {_said(name, low)} to {_said(name, high)})")
+    return out
+
+
+def _said(name: str, value: float) -> str:
+    """A condition as a user would say it."""
+    if name == "thickness":
+        return f"{value:.0f} voxels thick"
+    if name == "tilt range":
+        return f"{120 * value:.0f}° from the first tilt to the last"
+    if name == "tilt step":
+        return f"{3 * np.exp(value):.2g}° between tilts"
+    if name == "pixel size":
+        return f"{REFERENCE_PIXEL_A * np.exp(value):.3g} Å/voxel"
+    return f"{20 / np.log(10) * value:.0f} dB over the noise at {name.removeprefix('snr ')}"

@@ -1,0 +1,64 @@
+"""What is learnt from: blocks of a pair, their features and their true coefficients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inrtomo.geometry import centre_index
+from inrtomo.io.files import atomic_path
+from inrtomo.localized.blocks import Blocks
+from inrtomo.localized.pairs import Pair
+from inrtomo.localized.scaling import block_features, measured_scaling
+from inrtomo.localized.tilts import filtered_tilts
+
+F16 = NDArray[np.float16]
+F32 = NDArray[np.float32]
+
+BLOCKS_OF_A_PAIR = 5000
+MOST = 6e4  # float16 ends there
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Of one pair.
+
+    Attributes:
+        features: ``(n, n_features)`` in units of their scale's size.
+        target: ``(n, block size)`` in units of the series' density.
+        condition: of the series.
+        variance: of the target's voxels about their mean: errors are counted in it, so that every pair counts alike.
+    """
+
+    features: F16
+    target: F16
+    condition: F32
+    variance: float
+
+    def save(self, path: Path) -> None:
+        """As ``.npz``, complete or not there."""
+        with atomic_path(path, overwrite=True) as temporary, open(temporary, "wb") as file:
+            np.savez(file, features=self.features, target=self.target, condition=self.condition, variance=self.variance)
+
+    @classmethod
+    def load(cls, path: Path) -> Samples:
+        with np.load(path) as file:
+            return cls(file["features"], file["target"], file["condition"], float(file["variance"]))
+
+
+def pair_samples(pair: Pair, blocks: Blocks, random: np.random.Generator, count: int = BLOCKS_OF_A_PAIR) -> Samples:
+    """Blocks at random places of a pair's volume."""
+    shape = pair.reference.shape
+    corners = np.stack([random.integers(0, n - blocks.edge + 1, count) for n in shape], axis=1)
+    half = (blocks.edge - 1) / 2
+    centres = np.stack([corners[:, k] + half - centre_index(shape[k]) for k in (2, 1, 0)], axis=1).astype(np.float32)
+    with filtered_tilts(pair.images, pair.alignment, shape[0]) as tilts:
+        scaling = measured_scaling(tilts, shape, pair.pixel_size_A)
+        features = scaling.scaled(block_features(tilts, centres, blocks), blocks.size)
+    target = blocks.cut(pair.reference, corners) / np.float32(scaling.unit)
+    variance = float(pair.reference.var(dtype=np.float64)) / scaling.unit**2
+    half_floats = [np.clip(a, -MOST, MOST).astype(np.float16) for a in (features, target)]
+    return Samples(half_floats[0], half_floats[1], scaling.condition, variance)

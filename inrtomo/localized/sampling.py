@@ -1,0 +1,92 @@
+"""Features of points: every tilt's maps read where the tilt sees the point, and summed over the tilts.
+
+One loop for any point of any geometry, x-tilt included. Two backends that do the same: numba on the CPU, torch on a
+GPU. Positions are float32, relative to the first sample of a map.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inrtomo.localized.tilts import FilteredTilts, Maps
+
+F32 = NDArray[np.float32]
+Array = NDArray[np.float64]
+
+BLOCK = 1024  # points that stay in cache while the tilts go by
+
+
+def sampled(tilts: FilteredTilts, maps: Maps, points: F32, device: str = "cpu") -> F32:
+    """Features ``(n, n_features)`` of the maps' scale at specimen points ``(n, 3)`` (x, y, z), px.
+
+    A point outside a map takes the nearest of its samples.
+    """
+    scale = maps.scale
+    factors = (scale.angular(tilts.tilt) * tilts.weight[:, None]).astype(np.float32)
+    if not scale.ramp:
+        factors /= tilts.weight.sum().astype(np.float32)
+    rays = _rays(tilts)
+    where = np.array([maps.u0, maps.v0, scale.step], dtype=np.float32)
+    points = np.ascontiguousarray(points, dtype=np.float32)
+    if device != "cpu":
+        return _sampled_by_torch(maps.values, points, rays, where, factors, scale.channel_of, device)
+    out = np.zeros((len(points), len(scale.features)), dtype=np.float32)
+    _sample(maps.values, points, rays, where, factors, scale.channel_of, out)
+    return out
+
+
+def _rays(tilts: FilteredTilts) -> F32:
+    """``(n_tilts, 5)``: u = x r0 + y r1 + z r2, v = y r3 + z r4 (`geometry.specimen_to_aligned`)."""
+    c, s = np.cos(tilts.tilt), np.sin(tilts.tilt)
+    ca, sa = np.cos(tilts.x_tilt), np.sin(tilts.x_tilt)
+    return np.stack([c, -sa * s, ca * s, ca, sa], axis=1).astype(np.float32)
+
+
+@nb.njit(parallel=True, fastmath=True, cache=True)
+def _sample(maps, points, rays, where, factors, channel_of, out):  # type: ignore[no-untyped-def]
+    n_tilts, n_v, n_u, n_c = maps.shape
+    n_f = factors.shape[1]
+    for block in nb.prange((len(points) + BLOCK - 1) // BLOCK):
+        value = np.empty(n_c, dtype=np.float32)
+        for m in range(n_tilts):
+            r0, r1, r2, r3, r4 = rays[m, 0], rays[m, 1], rays[m, 2], rays[m, 3], rays[m, 4]
+            for i in range(block * BLOCK, min(len(points), (block + 1) * BLOCK)):
+                x, y, z = points[i, 0], points[i, 1], points[i, 2]
+                u = (x * r0 + y * r1 + z * r2 - where[0]) / where[2]
+                v = (y * r3 + z * r4 - where[1]) / where[2]
+                u = min(max(u, np.float32(0.0)), np.float32(n_u - 1.001))
+                v = min(max(v, np.float32(0.0)), np.float32(n_v - 1.001))
+                j, k = int(u), int(v)
+                fu, fv = u - np.float32(j), v - np.float32(k)
+                gu, gv = np.float32(1.0) - fu, np.float32(1.0) - fv
+                w00, w01, w10, w11 = gv * gu, gv * fu, fv * gu, fv * fu
+                a, b, c, d = maps[m, k, j], maps[m, k, j + 1], maps[m, k + 1, j], maps[m, k + 1, j + 1]
+                for q in range(n_c):
+                    value[q] = w00 * a[q] + w01 * b[q] + w10 * c[q] + w11 * d[q]
+                for f in range(n_f):
+                    out[i, f] += factors[m, f] * value[channel_of[f]]
+
+
+def _sampled_by_torch(
+    maps: F32, points: F32, rays: F32, where: F32, factors: F32, channel_of: NDArray[np.int64], device: str
+) -> F32:
+    """The same on a torch device."""
+    n_tilts, n_v, n_u, n_c = maps.shape
+    p = torch.from_numpy(points).to(device)
+    out = torch.zeros((len(points), factors.shape[1]), device=device)
+    channels = torch.from_numpy(channel_of).to(device)
+    for m in range(n_tilts):
+        table = torch.from_numpy(maps[m]).to(device).reshape(n_v * n_u, n_c)
+        ray = torch.from_numpy(rays[m]).to(device)
+        u = ((p @ ray[:3] - float(where[0])) / float(where[2])).clamp(0, n_u - 1.001)
+        v = ((p[:, 1:] @ ray[3:] - float(where[1])) / float(where[2])).clamp(0, n_v - 1.001)
+        j, k = u.long(), v.long()
+        fu, fv = (u - j)[:, None], (v - k)[:, None]
+        first = k * n_u + j
+        near = torch.lerp(torch.lerp(table[first], table[first + 1], fu),
+                          torch.lerp(table[first + n_u], table[first + n_u + 1], fu), fv)  # fmt: skip
+        out += near[:, channels] * torch.from_numpy(factors[m]).to(device)
+    return out.cpu().numpy()

@@ -1,0 +1,234 @@
+"""Training: samples of many pairs, shuffled; a held-out set decides which weights are kept; a kill costs minutes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inrtomo.io.files import atomic_path
+from inrtomo.localized.cache import SampleCache
+from inrtomo.localized.network import Architecture, LocalizedMlp
+from inrtomo.localized.samples import Samples
+from inrtomo.localized.scaling import CONDITIONS
+
+F32 = NDArray[np.float32]
+
+PAIRS_OF_A_BATCH = 256
+START_BLOCKS = 100_000  # for the least-squares filters
+EMA_STEPS = 300
+WARM_UP = 100
+REFILL_STEPS = 250  # between looks for new files
+LEVELS_DB = (-15.0, -7.5, 0.0, 10.0)
+"""Not decibels of the images: the held-out pairs are told apart by the size of their signal at 2 px over the noise."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Attributes:
+    steps: of the optimiser, after which the rate has fallen to zero.
+    batch: blocks a step.
+    rate: highest learning rate.
+    validate_every: steps; a checkpoint is written as often.
+    pool: pairs held in memory.
+    seed: of batches and first weights.
+    """
+
+    steps: int = 20000
+    batch: int = 4096
+    rate: float = 2e-3
+    weight_decay: float = 1e-4
+    validate_every: int = 250
+    pool: int = 600
+    seed: int = 0
+
+
+@dataclass
+class State:
+    """How far training has come.
+
+    Attributes:
+        curve: (step, loss in training, loss on held-out pairs, best so far, seconds) at every validation.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float = np.inf
+    best_step: int = 0
+    seen: int = 0
+    curve: list[tuple[int, float, float, float, float]] = field(default_factory=list)
+
+
+class Pool:
+    """Samples of up to so many pairs in memory, all blocks one after the other, in half precision."""
+
+    def __init__(self, cache: SampleCache, most: int) -> None:
+        self.cache, self.most = cache, most
+        self._held: dict[Path, Samples] = {}
+        self.seen: set[str] = set()
+        self.spans: dict[str, list[float]] = {}
+
+    def refill(self) -> None:
+        """Take in what is new; the pairs that came first make room."""
+        for path in self.cache.paths():
+            if path.name not in self.seen and (samples := self.cache.load(path)) is not None:
+                self.seen.add(path.name)
+                self._held[path] = samples
+                for name, value in zip(CONDITIONS, map(float, samples.condition), strict=True):
+                    low, high = self.spans.get(name, [value, value])
+                    self.spans[name] = [min(low, value), max(high, value)]
+        while len(self._held) > self.most:
+            self._held.pop(next(iter(self._held)))
+        self._pairs = list(self._held.values())
+
+    def batch(self, count: int, random: np.random.Generator) -> tuple[F32, F32, F32, F32]:
+        """Features, targets, conditions and variances of blocks of some pairs at random, a row each."""
+        picked = random.integers(0, len(self._pairs), min(count, PAIRS_OF_A_BATCH))
+        rows = [len(part) for part in np.array_split(np.arange(count), len(picked))]
+        parts: list[tuple[NDArray[Any], ...]] = []
+        for k, n in zip(picked, rows, strict=True):
+            s = self._pairs[k]
+            at = random.integers(0, len(s.target), n)
+            parts.append((s.features[at], s.target[at], np.tile(s.condition, (n, 1)), np.full(n, s.variance)))
+        x, y, c, v = (np.concatenate(columns).astype(np.float32) for columns in zip(*parts, strict=True))
+        return x, y, c, v
+
+
+class Training:
+    """A run: model, optimiser, running mean of the weights, state; `run` goes on from wherever it is."""
+
+    def __init__(
+        self, model: LocalizedMlp, pool: Pool, held_out: Sequence[Samples], settings: TrainingSettings, device: str
+    ) -> None:
+        self.model, self.pool, self.held_out = model.to(device), pool, held_out
+        self.settings, self.device = settings, device
+        self.state = State()
+        self.mean = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.best = {name: value.clone() for name, value in self.mean.items()}
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
+
+    @classmethod
+    def fresh(
+        cls, architecture: Architecture, pool: Pool, held_out: Sequence[Samples], settings: TrainingSettings,
+        device: str,
+    ) -> Training:  # fmt: skip
+        """Start at the least-squares filter of the data at hand."""
+        torch.manual_seed(settings.seed)
+        model = LocalizedMlp(architecture)
+        model.start(*pool.batch(START_BLOCKS, np.random.default_rng([settings.seed, 1])))
+        return cls(model, pool, held_out, settings, device)
+
+    def run(self, after_validation: Callable[[Training], bool]) -> None:
+        """All steps that are left; stops early when told to by ``after_validation``."""
+        s, state = self.settings, self.state
+        if state.step == 0:
+            self._validate(float("nan"), 0.0)
+            after_validation(self)
+        begun, total, count = time.monotonic(), 0.0, 0
+        while state.step < s.steps:
+            random = np.random.default_rng([s.seed, 2, state.step])
+            if state.step % REFILL_STEPS == 0:
+                self.pool.refill()
+            total, count = total + self._step(random), count + 1
+            state.step += 1
+            if state.step % s.validate_every == 0 or state.step == s.steps:
+                now = time.monotonic()
+                self._validate(total / count, now - begun)
+                begun, total, count = now, 0.0, 0
+                if after_validation(self):
+                    return
+
+    def validation_loss(self) -> float:
+        """Mean over held-out pairs of the squared error in units of the pair's variance, of the mean weights."""
+        return float(np.mean(self.losses()))
+
+    @torch.no_grad()
+    def losses(self) -> F32:
+        """As `validation_loss`, of every pair."""
+        current = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.mean)
+        found = []
+        for s in self.held_out:
+            x, y = (torch.from_numpy(a.astype(np.float32)).to(self.device) for a in (s.features, s.target))
+            c = torch.from_numpy(s.condition).to(self.device).expand(len(x), -1)
+            found.append(float(((self.model(x, c) - y) ** 2).mean()) / s.variance)
+        self.model.load_state_dict(current)
+        return np.array(found, dtype=np.float32)
+
+    def save(self, path: Path) -> None:
+        """A checkpoint, complete or the one before."""
+        record: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "mean": self.mean,
+            "best": self.best,
+            "optimiser": self.optimiser.state_dict(),
+            "state": vars(self.state),
+            "spans": self.pool.spans,
+        }
+        with atomic_path(path, overwrite=True) as temporary:
+            torch.save(record, temporary)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        record = torch.load(path, map_location=self.device, weights_only=False)
+        self.model.load_state_dict(record["model"])
+        self.mean, self.best = record["mean"], record["best"]
+        self.optimiser.load_state_dict(record["optimiser"])
+        self.state = State(**record["state"])
+        for name, (low, high) in record["spans"].items():
+            a, b = self.pool.spans.get(name, [low, high])
+            self.pool.spans[name] = [min(a, low), max(b, high)]
+
+    def best_model(self) -> LocalizedMlp:
+        """A copy with the weights that did best on the held-out pairs."""
+        model = LocalizedMlp(self.model.architecture)
+        model.load_state_dict({name: value.cpu() for name, value in self.best.items()})
+        return model
+
+    def _step(self, random: np.random.Generator) -> float:
+        s = self.settings
+        step = self.state.step
+        rate = s.rate * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + np.cos(np.pi * step / s.steps))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        x, y, c, variance = (torch.from_numpy(a).to(self.device) for a in self.pool.batch(s.batch, random))
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.device.startswith("cuda")):
+            found = self.model(x, c)
+        loss = (((found.float() - y) ** 2).mean(dim=1) / variance).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        keep = 1 - 1 / min(EMA_STEPS, step + 2)
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                self.mean[name].lerp_(value, 1 - keep)
+        self.state.seen += len(x)
+        return float(loss.detach())
+
+    def _validate(self, training_loss: float, seconds: float) -> None:
+        state = self.state
+        state.seconds += seconds
+        loss = self.validation_loss()
+        if loss < state.best:
+            state.best, state.best_step = loss, state.step
+            self.best = {name: value.clone() for name, value in self.mean.items()}
+        state.curve.append((state.step, training_loss, loss, state.best, state.seconds))
+
+
+def by_noise(held_out: Sequence[Samples], losses: F32) -> dict[str, float]:
+    """Median loss of held-out pairs, by how far their signal at 2 px is above the noise."""
+    db = np.array([20 / np.log(10) * s.condition[1] for s in held_out])
+    edges = [-np.inf, *LEVELS_DB[1:3], np.inf]
+    out = {}
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        here = losses[(db >= low) & (db < high)]
+        if len(here):
+            out[f"{low:g} to {high:g} dB"] = float(np.median(here))
+    return out
