@@ -80,6 +80,7 @@ class JointSettings:
         fit_motion: False fits the density alone.
         memory_bytes: bound for the arrays of one batch of tilts.
         seed: of the field and of the held-out blocks.
+        device: ``"cpu"``, or a GPU as torch calls it (`inrtomo.gpu.fit`).
     """
 
     field: str = "hash"
@@ -98,6 +99,7 @@ class JointSettings:
     fit_motion: bool = True
     memory_bytes: float = 1.0e9
     seed: int = 0
+    device: str = "cpu"
 
     def finished(self, alignment: Alignment, thickness_px: float) -> JointSettings:
         """The same with a last scale of one raw px, at which only the density changes, unless that would cost much."""
@@ -227,6 +229,7 @@ class JointFit:
         self.losses: list[tuple[int, int, float, float]] = []
         self.loss = Loss(s.loss)
         self.done_scales, self.done_steps = 0, 0
+        self.at_work: Stage | None = None
         self.held_blocks = blocks_to_hold_out(images.shape, s.held_out, s.seed)
         self.half_u, self.half_v = half_reach(start)
         first = s.schedule[0].bin
@@ -277,7 +280,11 @@ class JointFit:
 
     def stage(self, scale: Scale) -> Stage:
         """What does the steps of a scale."""
-        return Stage(self, scale)
+        if self.settings.device == "cpu":
+            return Stage(self, scale)
+        from inrtomo.gpu.fit import DeviceStage
+
+        return DeviceStage(self, scale)
 
     def run(self, on_step: Callable[[JointFit], None] | None = None) -> JointResult:
         """Fit through all scales, from wherever the state is; ``on_step`` sees it after every step."""
@@ -286,13 +293,13 @@ class JointFit:
             scale = self.settings.schedule[index]
             if scale.fresh and self.done_steps == 0:
                 self._new_density()
-            work = self.stage(scale)
+            work = self.at_work = self.stage(scale)
             while self.done_steps < scale.steps:
                 work.step(self.done_steps)
                 self.done_steps += 1
                 if on_step is not None:
                     on_step(self)
-            self.done_scales, self.done_steps = index + 1, 0
+            self.done_scales, self.done_steps, self.at_work = index + 1, 0, None
         last = self.stage(self.settings.schedule[-1])
         rho = self.field.lattice(last.lattice, last.active, level_cap=last.caps)
         return JointResult(
@@ -317,6 +324,8 @@ class JointFit:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Everything that changes during a fit, as plain arrays for a checkpoint."""
+        if self.at_work is not None:
+            self.at_work.read()
         state = {f"field.{k}": v for k, v in self.field.state_dict().items()}
         state |= {f"adam.{k}": v for k, v in self.adam.state_dict().items()}
         state |= {f"motion.{k}": v for k, v in self.motion.state_dict().items()}
@@ -387,6 +396,9 @@ class Stage:
         if sums is not None:
             with_warp = s.warp != "none" and scale.warp_from is not None and step >= scale.warp_from
             fit.motion.step(sums, s.motion_rate * rate, with_warp)
+
+    def read(self) -> None:
+        """Bring what changed to the fit's own arrays; here it is there already."""
 
     def accumulate(self, with_motion: bool) -> tuple[BlockSums | None, float, float]:
         """Add the gradient of data term and priors to the field's; block sums for the motion, and the two losses."""

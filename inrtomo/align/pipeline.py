@@ -400,6 +400,7 @@ class _Run:
             quick = JointSettings(
                 levels=4, schedule=(Scale(bin_, SURVEY_STEPS, SURVEY_STEPS, None),), fit_motion=False, held_out=0.0,
                 warp="none" if start.warp is None else "bicubic", seed=s.seed, memory_bytes=s.memory_bytes,
+                device=s.device,
             )  # fmt: skip
             fit = self.new_fit(start, thick, quick)
             found = fit.run(self.watch("survey"))
@@ -424,7 +425,8 @@ class _Run:
     @property
     def joint_settings(self) -> JointSettings:
         s = self.settings
-        return JointSettings(field=s.field, warp=s.warp, loss=s.loss, seed=s.seed, memory_bytes=s.memory_bytes)
+        models = {"field": s.field, "warp": s.warp, "loss": s.loss}
+        return JointSettings(**models, seed=s.seed, memory_bytes=s.memory_bytes, device=s.device)  # type: ignore[arg-type]
 
     def joint(self, start: Alignment, slab_px: float) -> JointResult:
         """The joint fit, from wherever the checkpoint has it."""

@@ -25,6 +25,7 @@ class AlignSettings:
         working_size: images are binned until their longer side is at most this many px.
         memory_bytes: bound for the arrays of one batch of tilts in the joint fit.
         seed: of everything random.
+        device: of the fits, ``"cpu"`` or a GPU as torch calls it; a run may go on from its checkpoint on another one.
     """
 
     axis_deg: float | None = None
@@ -40,8 +41,9 @@ class AlignSettings:
     working_size: int = 640
     memory_bytes: float = 1.0e9
     seed: int = 0
+    device: str = "cpu"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the start as an alignment dictionary."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "device"}
         return values | {"start": None if self.start is None else alignment_to_dict(self.start)}

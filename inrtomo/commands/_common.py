@@ -203,6 +203,9 @@ class _Memory(click.ParamType):
         return size
 
 
+DEVICE = click.option(
+    "--device", default="cpu", metavar="auto|cpu|cuda[:N]", help="What computes; auto takes a GPU if there is one."
+)
 MEMORY = _Memory()
 TILT_AXIS = _TiltAxis()
 TILT_LIST = _TiltList()

@@ -23,6 +23,7 @@ from inrtomo.commands._aligned_stack import AlignedStack, check_outputs, read_al
 from inrtomo.commands._common import Progress, echo_defaults
 from inrtomo.commands.recon import DEFAULT_THICKNESS_NM, Options
 from inrtomo.ctf import Defoci
+from inrtomo.device import choose, peak_device_bytes
 from inrtomo.errors import InputError
 from inrtomo.io.ctf import read_ctf
 from inrtomo.io.files import write_text
@@ -65,6 +66,8 @@ class Run:
         self.shape = max(1, round(self.thickness_px / o.binning)), ny, nx
         self.voxel_A = given.pixel_size_A * o.binning
         self.defoci = _defoci(o.ctf, given)
+        self.device = choose(o.device, _only_cpu(o, self.priors))
+        given.sources.append(("device", self.device.sentence, ""))
         self.record: dict[str, Any] = {}
         self.started = time.monotonic()
 
@@ -125,6 +128,9 @@ class Run:
         click.echo(f"{100 * facts['wedge_energy']:.1f} % of its variance lies in the missing wedge")
         if not source.name:
             click.echo(f"peak memory {peak_memory_bytes() / 2**30:.2f} GiB")
+            if self.device.is_gpu:
+                peak = peak_device_bytes(self.device.name)
+                click.echo(f"peak memory of {self.device.name} {peak / 2**30:.2f} GiB")
 
     # --- methods ---------------------------------------------------------------------------------------------------
 
@@ -140,7 +146,7 @@ class Run:
     def fbp(self, source: Source, progress: Progress) -> Iterator[Slab]:
         """Weighted back-projection, row by row."""
         o, source = self.o, self.reader(source)
-        settings = FbpSettings(self.thickness_px, self.radial, o.binning, int(o.memory / 2))
+        settings = FbpSettings(self.thickness_px, self.radial, o.binning, int(o.memory / 2), self.device.name)
         image = source.image
 
         def turned(tilt: int) -> NDArray[Any]:
@@ -177,9 +183,11 @@ class Run:
         memory = 0.75 * o.memory
         if o.method == "sart-tv":
             iterations = o.iterations or _SART.iterations
-            sart = SartTvSettings(iterations, nonnegative=o.nonnegative, memory_bytes=memory)
+            sart = SartTvSettings(iterations, nonnegative=o.nonnegative, memory_bytes=memory, device=self.device.name)
             return sart_tv_slabs(*data, sart, progress)
-        sirt = SirtSettings(o.iterations or _SIRT.iterations, o.subsets, o.nonnegative, memory_bytes=memory)
+        sirt = SirtSettings(
+            o.iterations or _SIRT.iterations, o.subsets, o.nonnegative, memory_bytes=memory, device=self.device.name
+        )
         return sirt_slabs(*data, sirt, progress)
 
     def field(
@@ -195,14 +203,15 @@ class Run:
         o = self.o
         height = float(self.shape[0])
         settings = FieldSettings(
-            o.field_kind, o.loss, self.priors, average=o.average, memory_bytes=o.memory, seed=o.seed
-        )
+            o.field_kind, o.loss, self.priors, average=o.average, memory_bytes=o.memory, seed=o.seed,
+            device=self.device.name,
+        )  # fmt: skip
         if o.refine:
 
             def polishing(fraction: float, bin_: int, loss: float) -> None:
                 progress(0.3 * fraction, scale=f"refining, bin {bin_ * o.binning}", loss=loss)
 
-            alignment, reason = refined(tilts, height, o.memory, o.seed, polishing)
+            alignment, reason = refined(tilts, height, o.memory, o.seed, polishing, self.device.name)
             tilts = replace(tilts, alignment=alignment)
             facts["refined"] = reason
             click.echo(f"note  refine: {reason}")
@@ -271,6 +280,7 @@ class Run:
             **self.record,
             "seconds": time.monotonic() - self.started,
             "peak_memory_bytes": peak_memory_bytes(),
+            "peak_device_bytes": peak_device_bytes(self.device.name),
             "numpy": np.__version__,
         }
         write_text(o.beside(".json"), json.dumps(record, indent=1, default=str), o.overwrite)
@@ -358,3 +368,16 @@ def _polarity(given: AlignedStack) -> int:
     images = given.series.read(bin=max(1, min(given.series.size) // POLARITY_SIZE))
     settings = PrepareSettings(restore=False, mask_gold=False)
     return prepare(images, given.alignment.tilt_deg, None, settings, dict(given.alignment.excluded)).polarity
+
+
+def _only_cpu(o: Options, priors: Priors) -> str:
+    """What of the options has no form for the GPU; empty if there is nothing."""
+    if o.method != "field":
+        return ""
+    if o.field_kind not in ("hash", "voxel"):
+        return f"--field {o.field_kind}"
+    if o.ctf is not None:
+        return "--ctf within --method field"
+    if o.loss in COUNT_KINDS:
+        return f"--loss {o.loss}"
+    return "--prior wedge or isotropic" if priors.wedge or priors.isotropic else ""

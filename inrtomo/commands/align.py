@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from inrtomo import __version__
 from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
-from inrtomo.commands._common import TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
+from inrtomo.commands._common import DEVICE, TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
+from inrtomo.device import choose, peak_device_bytes
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_alignment
 from inrtomo.io.alignment_json import alignment_to_dict
@@ -85,6 +86,7 @@ OTHER_WAY_DEG = 135.0  # between two tilt axes: one of them points the wrong way
     "--memory", type=click.FloatRange(0.1), default=_D.memory_bytes / 1e9, metavar="GB", help="For one batch of tilts."
 )
 @click.option("--seed", type=int, default=_D.seed, help="Of everything random.")
+@DEVICE
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def main(
@@ -107,6 +109,7 @@ def main(
     working_size: int,
     memory: float,
     seed: int,
+    device: str,
     resume: bool,
     overwrite: bool,
 ) -> None:
@@ -128,6 +131,7 @@ def main(
         click.echo(f"{outputs.json}: complete already; nothing to do")
         return
     outputs.check(resume, overwrite)
+    computing = choose(device, "--field mlp" if field == "mlp" else "--warp network" if warp == "network" else "")
     notes: list[str] = []
     settings = AlignSettings(
         axis_deg=axis,
@@ -143,8 +147,15 @@ def main(
         working_size=working_size,
         memory_bytes=memory * 1e9,
         seed=seed,
+        device=computing.name,
     )
-    echo_defaults([*_rows(series, settings, axis_source, defocus, start, thickness), *(("note", n, "") for n in notes)])
+    echo_defaults(
+        [
+            *_rows(series, settings, axis_source, defocus, start, thickness),
+            ("device", computing.sentence, ""),
+            *(("note", n, "") for n in notes),
+        ]
+    )
     from inrtomo.align.pipeline import align_series  # takes seconds to load: not for --help, nor for bad input
 
     try:
@@ -160,6 +171,8 @@ def main(
         click.echo(f"wrote {path}")
     seconds = "  ".join(f"{stage} {value:.0f} s" for stage, value in result.seconds.items())
     click.echo(f"{seconds}  peak memory {result.peak_memory_bytes / 2**30:.2f} GiB")
+    if computing.is_gpu:
+        click.echo(f"peak memory of {computing.name} {peak_device_bytes(computing.name) / 2**30:.2f} GiB")
 
 
 # --- input ---------------------------------------------------------------------------------------------------------
@@ -421,6 +434,8 @@ def _report(series: TiltSeries, settings: AlignSettings, result: AlignResult, he
         "working_bin": result.working_bin,
         "seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory_bytes,
+        "device": settings.device,
+        "peak_device_bytes": peak_device_bytes(settings.device),
         "versions": {
             "inrtomo": __version__, "python": platform.python_version(), "numpy": np.__version__,
             "numba": version("numba"),

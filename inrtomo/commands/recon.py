@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from inrtomo.commands._aligned_stack import PIXEL_SIZE
-from inrtomo.commands._common import MEMORY, TILT_LIST, command
+from inrtomo.commands._common import DEVICE, MEMORY, TILT_LIST, command
 from inrtomo.errors import InputError
 from inrtomo.reconstruct.filters import FILTERS, RadialFilter
 
@@ -109,6 +109,7 @@ OWN_OPTIONS = {
 @click.option("--mask-gold", is_flag=True, help="Rays through gold beads do not count.")
 @click.option("--memory", type=MEMORY, default=DEFAULT_MEMORY, help="To stay within, more or less.")
 @click.option("--seed", type=int, default=0, help="field: of everything random.")
+@DEVICE
 @click.option("--exclude", type=TILT_LIST, default=(), help="More tilts to leave out, counted from 0: 3,7-9.")
 @PIXEL_SIZE
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
@@ -160,6 +161,7 @@ class Options:
     mask_gold: bool
     memory: float
     seed: int
+    device: str
     exclude: tuple[int, ...]
     pixel_size: float | None
     overwrite: bool

@@ -46,6 +46,18 @@ class GridField(DensityField):
         steps = np.minimum(rate * ratios, max(rate, COARSEST_RATE))
         return {f"level{k}": float(step) for k, step in enumerate(steps)}
 
+    @property
+    def fixed_weights(self) -> F32:
+        """The decoder's initial weights, which are all it ever has where it is not trainable."""
+        return self._fixed
+
+    def use_device(self, device: str) -> None:
+        """Evaluate on a GPU from now on; parameters stay where they are and what is saved does not change."""
+        from inrtomo.fields.kernels.device import ArrayKernels
+        from inrtomo.gpu.operations import hash_field
+
+        self._kernels = ArrayKernels(hash_field(self.grid, self.decoder, self.config["scale"], device))
+
     def _split(self, flat: F32) -> tuple[F32, F32]:
         count = self.grid.n_parameters
         return flat[:count], flat[count:]

@@ -52,12 +52,14 @@ class FbpSettings:
         filter: the radial weighting.
         bin: raw px per voxel; images are cut in Fourier space.
         memory_bytes: filtered lines beyond half of this go to a scratch file, tiles take at most a quarter.
+        device: ``"cpu"``, or a GPU as torch calls it.
     """
 
     thickness_px: int
     filter: RadialFilter = field(default_factory=RadialFilter)
     bin: int = 1
     memory_bytes: int = DEFAULT_MEMORY
+    device: str = "cpu"
 
     def shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
         """Voxels ``(nz, ny, nx)`` of the volume of a series with raw images ``(nx, ny)``."""
@@ -163,7 +165,8 @@ def filtered_lines(
             store[k] = spline_filter1d(dense, order=3, axis=0, output=np.float32) if rise else dense
             report((k + 1) / len(tilts))
         u0 = first / OVERSAMPLING - (length - 1) / 2
-        yield FilteredLines(store, np.deg2rad(alignment.tilt_deg[tilts]), x_tilt, u0, frame.border[1], (nz, ny, nx))
+        tilt = np.deg2rad(alignment.tilt_deg[tilts])
+        yield FilteredLines(store, tilt, x_tilt, u0, frame.border[1], (nz, ny, nx), settings.device)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class FilteredLines:
         u0: position of the first sample of a line.
         border: rows before the volume's first row.
         shape: voxels of the volume (nz, ny, nx).
+        device: what back-projects.
     """
 
     lines: F32
@@ -185,6 +189,7 @@ class FilteredLines:
     u0: float
     border: int
     shape: tuple[int, int, int]
+    device: str = "cpu"
 
     def back_project(self, z_range: range, y_range: range) -> F32:
         """The tile ``[z, x, y]`` of the volume with the given voxel indices."""
@@ -205,9 +210,11 @@ class FilteredLines:
                 low, high = y_range.start + self.border, y_range.stop + self.border
             rows = np.ascontiguousarray(self.lines[tilts, low:high].transpose(0, 2, 1))
             target = np.zeros((len(z), nx, high - low), dtype=np.float32) if self.x_tilt.any() else tile
-            _back_project(
-                rows, np.cos(self.tilt[tilts]), np.sin(self.tilt[tilts]), z / cosine, x, self.u0, Z_AT_A_TIME, target
-            )
+            angles = np.cos(self.tilt[tilts]), np.sin(self.tilt[tilts])
+            if self.device == "cpu":
+                _back_project(rows, *angles, z / cosine, x, self.u0, Z_AT_A_TIME, target)
+            else:
+                _back_project_on(self.device, rows, *angles, z / cosine, x, self.u0, target)
             if self.x_tilt.any():
                 _add_rows(target, z * sine + row0 - low, y * cosine, tile)
         return tile
@@ -231,6 +238,20 @@ def _back_project(lines, cosines, sines, z, x, u0, z_at_a_time, out):  # type: i
                     a, b, target = lines[m, j], lines[m, j + 1], out[k, i]
                     for r in range(rows):
                         target[r] += w0 * a[r] + w1 * b[r]
+
+
+def _back_project_on(
+    device: str, lines: F32, cosines: Array, sines: Array, z: Array, x: Array, u0: float, out: F32
+) -> None:
+    """As `_back_project`, on a GPU."""
+    import torch
+
+    from inrtomo.gpu import operations
+
+    given = (torch.tensor(v, dtype=torch.float32, device=device) for v in (lines, cosines, sines, z, x))
+    tile = torch.tensor(out, device=device)
+    operations.of(device).back_project_lines(*given, u0, OVERSAMPLING, tile)
+    out[:] = tile.cpu().numpy()
 
 
 @nb.njit(parallel=True, fastmath=True, cache=True)

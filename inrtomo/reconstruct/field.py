@@ -105,6 +105,7 @@ class FieldSettings:
         steps: per scale, coarse to fine, the last at bin 1, each at half the bin of the one before (None: `STEPS`).
         memory_bytes: for everything.
         seed: of the first field and of the held-out blocks.
+        device: ``"cpu"``, or a GPU as torch calls it.
     """
 
     field: str = "hash"
@@ -116,6 +117,7 @@ class FieldSettings:
     steps: tuple[int, ...] | None = None
     memory_bytes: float = 4.0e9
     seed: int = 0
+    device: str = "cpu"
 
     def schedule(self, image_size: tuple[int, int]) -> tuple[Scale, ...]:
         """Scales, coarse to fine, for images of a size (px)."""
@@ -133,6 +135,7 @@ class FieldSettings:
             loss="l2" if self.loss in COUNT_KINDS else self.loss, warp="none", sparsity=self.priors.sparsity,
             variation=self.priors.variation, background_order=self.background_order, held_out=self.held_out,
             fit_motion=False, outside=OUTSIDE_LEVELS, memory_bytes=self.memory_bytes, seed=self.seed + number,
+            device=self.device,
         )  # fmt: skip
 
 
@@ -254,7 +257,11 @@ class FieldFit(JointFit):
 
     def stage(self, scale: Scale) -> FieldStage:
         """What does the steps of a scale."""
-        return FieldStage(self, scale)
+        if self.settings.device == "cpu":
+            return FieldStage(self, scale)
+        from inrtomo.gpu.field_stage import DeviceFieldStage
+
+        return DeviceFieldStage(self, scale)
 
     def _new_density(self) -> None:
         """An empty field and its optimiser.
@@ -288,7 +295,7 @@ class FieldFit(JointFit):
             if index > 0:
                 self._adapt()
                 del self.stage_now  # before the next one takes its memory
-            self.stage_now = FieldStage(self, scale)
+            self.stage_now = self.stage(scale)
             judged = index == len(schedule) - 1 and bool(self.stage_now.data.held.any())
             for _ in self._judged_steps() if judged else self._steps():
                 if on_step is not None:
@@ -306,10 +313,10 @@ class FieldFit(JointFit):
 
     def _judged_steps(self) -> Iterator[float]:
         """The same at each of `RATES` for as long as the held-out loss falls, each from the best that was seen."""
-        parameters = self.field.parameters()
-        kept = parameters.copy()
-        for self.stage_now.pace in RATES:
-            parameters[:] = kept
+        stage = self.stage_now
+        kept = stage.snapshot()
+        for stage.pace in RATES:
+            stage.restore(kept)
             before, since = kept, 0
             for held in self._steps():
                 since += 1
@@ -318,8 +325,8 @@ class FieldFit(JointFit):
                 yield held
                 if since == PATIENCE:
                     break
-                before = parameters.copy()
-        parameters[:] = kept
+                before = stage.snapshot()
+        stage.restore(kept)
 
     def _adapt(self) -> None:
         """A tensor field goes on with nodes where the density of the last scale has something to show."""
@@ -448,6 +455,14 @@ class FieldStage(Stage):
     def judged(self, residuals: F32, part: slice) -> F32:
         """Residuals of the pixels that are not fitted, or against the images with other noise."""
         return residuals if self.check is None else residuals + self.data.images[part] - self.check[part]
+
+    def snapshot(self) -> Any:
+        """A copy of the parameters, wherever they are."""
+        return self.fit.field.parameters().copy()
+
+    def restore(self, parameters: Any) -> None:
+        """Go back to a copy."""
+        self.fit.field.parameters()[:] = parameters
 
     def density(self, rows: range) -> F32:
         """The field on rows of the lattice, ``[z, x, y]``."""

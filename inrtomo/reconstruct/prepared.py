@@ -92,17 +92,19 @@ def refined(
     memory_bytes: float,
     seed: int,
     on_step: Callable[[float, int, float], None],
+    device: str = "cpu",
 ) -> tuple[Alignment, str]:
     """The alignment after a joint fit that starts from it, or itself where held-out pixels prefer it; and why.
 
     Args:
         thickness_px: of the specimen, px of the images.
         on_step: told the fraction of the work that is done, the binning and the loss.
+        device: of the fits.
     """
     alignment = tilts.alignment
     factor = max(1, -(-max(alignment.image_size) // REFINED_SIZE))
     schedule = tuple(Scale(s.bin * factor, s.steps, s.motion_from, s.warp_from) for s in DEFAULT_SCHEDULE)
-    settings = JointSettings(schedule=schedule, memory_bytes=memory_bytes / 4, seed=seed)
+    settings = JointSettings(schedule=schedule, memory_bytes=memory_bytes / 4, seed=seed, device=device)
     # the slope along y stays in the fit's frame
     slab = thickness_px + abs(np.tan(np.deg2rad(alignment.x_tilt_deg[0]))) * alignment.image_size[1]
 

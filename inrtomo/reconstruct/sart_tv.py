@@ -20,7 +20,7 @@ from inrtomo.priors import total_variation
 from inrtomo.reconstruct.joseph import NO_BOUND
 from inrtomo.reconstruct.rays import Rays, bin_images
 from inrtomo.reconstruct.slabs import Slab, joined, volume_shape
-from inrtomo.reconstruct.sweeps import DEFAULT_MEMORY, Report, Sweeps, image_levels, solved_in_slabs
+from inrtomo.reconstruct.sweeps import DEFAULT_MEMORY, Report, Sweeps, image_levels, solved_in_slabs, sweeps_on
 
 F32 = NDArray[np.float32]
 
@@ -42,6 +42,7 @@ class SartTvSettings:
         free_level: every image has a constant of its own; False for images whose zero is that of empty rays.
         bin: raw px per voxel.
         memory_bytes: for everything but the images given and the volume returned.
+        device: ``"cpu"``, or a GPU as torch calls it.
     """
 
     iterations: int = 20
@@ -50,6 +51,7 @@ class SartTvSettings:
     free_level: bool = True
     bin: int = 1
     memory_bytes: float = DEFAULT_MEMORY
+    device: str = "cpu"
 
 
 def sart_tv_volume(
@@ -84,10 +86,14 @@ def sart_tv_slabs(
     descent = settings.variation * float(np.median(noise_sd(images))) / thickness_px
 
     def solve(rays: Rays, images: F32, weight: F32, partly: Report) -> F32:
-        sweeps = Sweeps(rays, images, weight, level, len(images))
+        sweeps = sweeps_on(settings.device, rays, images, weight, level, len(images))
         for done in range(settings.iterations):
             sweeps.sweep(FIRST_RELAXATION / np.sqrt(1 + done), lowest)
-            _lower_variation(sweeps.density, descent / np.sqrt(1 + done), lowest)
+            if isinstance(sweeps, Sweeps):
+                _lower_variation(sweeps.density, descent / np.sqrt(1 + done), lowest)
+            elif descent > 0:
+                now = descent / np.sqrt(1 + done)
+                sweeps.lower_variation(now, ROUNDING * now, VARIATION_STEPS, lowest)
             partly((done + 1) / settings.iterations)
         return sweeps.density
 

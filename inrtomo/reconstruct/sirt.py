@@ -17,7 +17,7 @@ from inrtomo.geometry import centred_coordinates
 from inrtomo.reconstruct.joseph import NO_BOUND
 from inrtomo.reconstruct.rays import Rays, bin_images
 from inrtomo.reconstruct.slabs import Slab, joined, volume_shape
-from inrtomo.reconstruct.sweeps import DEFAULT_MEMORY, Report, Sweeps, image_levels, solved_in_slabs
+from inrtomo.reconstruct.sweeps import DEFAULT_MEMORY, Report, image_levels, solved_in_slabs, sweeps_on
 
 F32 = NDArray[np.float32]
 
@@ -37,6 +37,7 @@ class SirtSettings:
             zero is that of empty rays: then densities are absolute.
         bin: raw px per voxel; images are cut in Fourier space.
         memory_bytes: for everything but the images given and the volume returned.
+        device: ``"cpu"``, or a GPU as torch calls it.
     """
 
     iterations: int = 30
@@ -46,6 +47,7 @@ class SirtSettings:
     free_level: bool = True
     bin: int = 1
     memory_bytes: float = DEFAULT_MEMORY
+    device: str = "cpu"
 
 
 def sirt_volume(
@@ -91,7 +93,7 @@ def sirt_slabs(
 
     def solve(rays: Rays, images: F32, weight: F32, partly: Report) -> F32:
         allowed = None if settings.support is None else _on_lattice(settings.support, rays)
-        sweeps = Sweeps(rays, images, weight, level, settings.subsets, allowed)
+        sweeps = sweeps_on(settings.device, rays, images, weight, level, settings.subsets, allowed)
         for done in range(settings.iterations):
             sweeps.sweep(lowest=lowest)
             partly((done + 1) / settings.iterations)

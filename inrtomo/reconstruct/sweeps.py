@@ -22,7 +22,7 @@ influence fades within a few rows. So rows are solved in slabs that overlap and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ from inrtomo.geometry import axis_angle, centred_coordinates
 from inrtomo.reconstruct.joseph import NO_BOUND
 from inrtomo.reconstruct.rays import ROW_MARGIN, Rays, bin_images, level_volume
 from inrtomo.reconstruct.slabs import Slab, ranges
+
+if TYPE_CHECKING:
+    from inrtomo.gpu.sweeps import DeviceSweeps
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -132,6 +135,17 @@ class Sweeps:
             self.rays.correct_by_means(self.density, errors, subset, self.received[subset], least, lowest)
         if self.allowed is not None:
             self.density *= self.allowed
+
+
+def sweeps_on(
+    device: str, rays: Rays, images: F32, weight: F32, level: Array, n_subsets: int, allowed: Mask | None = None
+) -> Sweeps | DeviceSweeps:
+    """`Sweeps` on the CPU, or the same on a GPU."""
+    if device == "cpu":
+        return Sweeps(rays, images, weight, level, n_subsets, allowed)
+    from inrtomo.gpu.sweeps import DeviceSweeps
+
+    return DeviceSweeps(rays, images, weight, level, n_subsets, device, allowed)
 
 
 def interleaved(tilt_deg: Array, n_subsets: int) -> list[Ints]:

@@ -1,7 +1,8 @@
 """Backends of fields. Each module has a class ``Kernels`` with the same methods, checked by the same tests.
 
 ``cpu``: numba, float32, what fits use. ``reference``: plain torch, float64, what tests compare with. Those of
-vector-matrix factors have ``factor_`` before their names.
+vector-matrix factors have ``factor_`` before their names. Of hash grids alone: ``triton`` and ``plain`` (torch,
+float32), what fits on a GPU are made of (`inrtomo.gpu`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "reference", "triton", "plain")
 
 
 def load(name: str, prefix: str = "") -> Any:

@@ -1,0 +1,89 @@
+"""Which device computes: ``--device auto|cpu|cuda[:N]``.
+
+``cpu`` is the compiled CPU path, whose results the benchmarks are of. A GPU needs torch built for CUDA, a driver and
+Triton (which comes with torch on Linux); ``auto`` takes one when all three are there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from inrtomo.errors import InputError
+
+CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that was chosen.
+
+    Attributes:
+        name: ``"cpu"`` or ``"cuda:N"``, as torch calls it.
+        sentence: what was chosen and why, for the user.
+    """
+
+    name: str
+    sentence: str
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.name != CPU
+
+
+def choose(wanted: str = "auto", only_cpu: str = "") -> Device:
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Args:
+        only_cpu: what was asked for that has no form for the GPU, such as ``--field mlp``; empty if there is nothing.
+
+    Raises:
+        InputError: another name, or a GPU that cannot be used.
+    """
+    if wanted == CPU:
+        return Device(CPU, "the CPU")
+    if wanted != "auto" and not _is_cuda_name(wanted):
+        raise InputError(f"--device {wanted}: not a device; give auto, cpu, cuda or cuda:N")
+    missing = f"{only_cpu} runs on the CPU only" if only_cpu else _missing()
+    if wanted == "auto":
+        return Device(CPU, f"the CPU: {missing}") if missing else _gpu(0)
+    import torch
+
+    number = int(wanted.partition(":")[2] or 0)
+    if missing:
+        raise InputError(f"--device {wanted}: {missing}; use --device cpu")
+    if number >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise InputError(f"--device {wanted}: there is no such GPU; give cuda:0 to cuda:{last}")
+    return _gpu(number)
+
+
+def peak_device_bytes(name: str) -> int:
+    """The most memory that tensors took on a GPU so far; 0 on the CPU."""
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(name)) if name != CPU and torch.cuda.is_available() else 0
+
+
+def _is_cuda_name(wanted: str) -> bool:
+    kind, colon, number = wanted.partition(":")
+    return kind == "cuda" and (not colon or (number.isascii() and number.isdigit()))
+
+
+def _missing() -> str:
+    """Why no GPU can be used; empty if one can."""
+    import torch  # takes seconds to load, which --help need not
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda is not None
+        return "torch sees no NVIDIA GPU" if built else "this torch was built without CUDA"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    return ""
+
+
+def _gpu(number: int) -> Device:
+    import torch
+
+    properties = torch.cuda.get_device_properties(number)
+    return Device(f"cuda:{number}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")

@@ -1,0 +1,87 @@
+"""One scale of a field reconstruction on a device: `reconstruct.field.FieldStage` on tensors that stay there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from inrtomo.align.joint import Scale
+from inrtomo.gpu.fit import OnDevice
+from inrtomo.gpu.geometry import TiltGeometry
+from inrtomo.reconstruct.field import GAIN_FROM, LARGEST_GAIN, FieldFit, FieldStage, part_of
+
+Tensor = torch.Tensor
+
+
+class DeviceFieldStage(OnDevice, FieldStage):
+    """As `FieldStage`, slab by slab within the same bound on memory."""
+
+    def __init__(self, fit: FieldFit, scale: Scale) -> None:
+        FieldStage.__init__(self, fit, scale)
+        self.begin()
+        self.at_u, self.at_v = (torch.tensor(values, device=self.device) for values in (self._u, self._v))
+        self.check_images = None if self.check is None else torch.tensor(self.check, device=self.device)
+        every = slice(0, len(fit.tilts))
+        self.whole = TiltGeometry(self.lattice, fit.tilts[every], self.n_u, self.device)
+        n_rows, self.planned = self.lattice.shape[2], []
+        for rows in self.slabs:
+            # one row more on either side is what differences reach
+            wide = range(max(rows.start - 1, 0), min(rows.stop + 1, n_rows)) if len(self.slabs) > 1 else rows
+            plan = self.field.plan(part_of(self.lattice, rows), self.caps)
+            around = plan if wide == rows else self.field.plan(part_of(self.lattice, wide), self.caps)
+            self.planned.append((rows, wide, plan, around))
+
+    @property
+    def is_watched(self) -> bool:  # type: ignore[override]
+        return self.pace is not None
+
+    def parts(self) -> list[slice]:
+        return []
+
+    def frees_gain(self) -> bool:
+        return self.fit.done_scales > 0 or self.fit.done_steps >= GAIN_FROM
+
+    def where(self, part: slice) -> tuple[Tensor, Tensor]:
+        return self.at_u[part], self.at_v[part]
+
+    def judged_on_device(self, residual: Tensor, part: slice) -> Tensor:
+        return residual if self.check_images is None else residual + self.images[part] - self.check_images[part]
+
+    def snapshot(self) -> Any:
+        """A copy of the parameters."""
+        return self.field.parameters.clone()
+
+    def restore(self, parameters: Any) -> None:
+        """Go back to a copy."""
+        self.field.parameters.copy_(parameters)
+        self.read()
+
+    def gradients(self, with_motion: bool, with_gain: bool) -> list[Tensor]:
+        priors, fit = self.fit.options.priors, self.fit
+        ideal = torch.empty((len(fit.tilts), self.n_u, self.lattice.shape[2]), device=self.device)
+        rho = torch.empty(0)
+        for rows, _, plan, _ in self.planned:
+            rho = self.field.lattice(plan)
+            ideal[:, :, rows.start : rows.stop] = self.ops.project(rho, self.whole)
+        for batch in self.batches():
+            ideal[batch] = self.data_gradient(ideal[batch].contiguous(), batch, with_gain, None)
+        self.gain /= self.gain.log().mean().exp()
+        self.gain.clamp_(1 / LARGEST_GAIN, LARGEST_GAIN)
+        for rows, wide, _, plan in self.planned:
+            if wide != rows:
+                rho = self.field.lattice(plan)
+            grad = torch.full_like(rho, priors.sparsity * self.noise_of_sum)
+            if priors.variation:
+                self.ops.add_variation(grad, rho, priors.variation * self.noise_of_voxel, 0.1 * fit.density_unit)
+            inside = slice(rows.start - wide.start, rows.stop - wide.start)
+            by_ideal = ideal[:, :, rows.start : rows.stop].contiguous()
+            if wide != rows:
+                kept = grad[:, :, inside].contiguous()
+                self.ops.add_back_projection(kept, by_ideal, self.whole)
+                grad.zero_()
+                grad[:, :, inside] = kept
+            else:
+                self.ops.add_back_projection(grad, by_ideal, self.whole)
+            self.field.backward(plan, grad)
+        return []

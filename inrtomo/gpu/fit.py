@@ -1,0 +1,290 @@
+"""One scale of a joint fit or of a field reconstruction on a device: the steps of `Stage`, on tensors that stay there.
+
+Images, weights, motion, field and moments are copied to the device when a scale begins and back when somebody asks.
+A step is recorded once as a CUDA graph and replayed; only its rate is handed in, and losses are read every
+`STEPS_BETWEEN_READS` steps, so the device never waits for the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inrtomo.align.joint import HELD_BLOCK_PX, JointFit, Scale, Stage
+from inrtomo.fields.density import lattice_axes
+from inrtomo.fields.grid import GridField
+from inrtomo.gpu import operations
+from inrtomo.gpu.geometry import TiltGeometry
+from inrtomo.gpu.motion import DeviceMotion, inverse
+from inrtomo.losses import HUBER_DELTA
+from inrtomo.projection import Lattice
+
+Tensor = torch.Tensor
+F32 = NDArray[np.float32]
+
+STEPS_BETWEEN_READS = 8
+
+
+class Replayed:
+    """Runs a function of the device's tensors: recorded as a CUDA graph when it is run for the second time.
+
+    The first time compiles the kernels and works out what the host has to know. On a CPU it is simply called.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
+        self._seen: set[Any] = set()
+
+    def __call__(self, key: Any, function: Callable[[], None]) -> None:
+        if self.device != "cpu" and key in self._seen:
+            if key not in self._graphs:
+                self._graphs.clear()  # a fit goes from one kind of step to the next and never back
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.device(self.device), torch.cuda.graph(graph):
+                    function()
+                self._graphs[key] = graph
+            self._graphs[key].replay()
+        else:
+            function()
+            self._seen.add(key)
+
+
+class DeviceField:
+    """A `GridField` with its gradient and its Adam moments on a device."""
+
+    def __init__(self, fit: JointFit, active: float, device: str) -> None:
+        assert isinstance(fit.field, GridField)
+        self.fit, self.source, self.device = fit, fit.field, device
+        grid, decoder = self.source.grid, self.source.decoder
+        self.kernels = operations.hash_field(grid, decoder, self.source.config["scale"], device)
+        self.level_weights = grid.level_weights(active)
+        adam = fit.adam
+        self.parameters = torch.tensor(self.source.parameters(), device=device)
+        self.grad = torch.zeros_like(self.parameters)
+        state = adam.state_dict()
+        self.first, self.second = (torch.tensor(state[name], device=device) for name in ("first", "second"))
+        self.names = self.source.active_groups(active)
+        every = list(adam.groups)
+        self.at = [every.index(name) for name in self.names]
+        self.counts = torch.tensor(state["count"][self.at], dtype=torch.float64, device=device)
+        self.rates = torch.tensor([adam.rates[name] for name in self.names], dtype=torch.float64, device=device)
+        n = grid.n_parameters
+        self.tables, self.grad_tables = self.parameters[:n], self.grad[:n]
+        if decoder.trainable:
+            self.weights, self.grad_weights = self.parameters[n:], self.grad[n:]
+        else:
+            self.weights = torch.tensor(self.source.fixed_weights, device=device)
+            self.grad_weights = torch.zeros_like(self.weights)
+
+    def lattice(self, plan: Any) -> Tensor:
+        """Density on a planned lattice."""
+        rho: Tensor = self.kernels.lattice(self.tables, self.weights, plan)
+        return rho
+
+    def backward(self, plan: Any, grad_rho: Tensor) -> None:
+        """Add to the gradient."""
+        self.kernels.lattice_backward(
+            self.tables, self.weights, plan, grad_rho, self.grad_tables, self.grad_weights
+        )  # fmt: skip
+
+    def plan(self, lattice: Lattice, caps: NDArray[np.int64]) -> Any:
+        """What `lattice` needs to know of one."""
+        return self.kernels.plan(lattice_axes(lattice), self.level_weights, caps)
+
+    def step(self, rate: Tensor) -> None:
+        """One Adam step; see `inrtomo.fields.Adam`."""
+        adam = self.fit.adam
+        self.counts += 1
+        size = self.rates * rate / (1 - adam.beta1**self.counts)
+        steps = torch.stack([size, (1 - adam.beta2**self.counts).rsqrt()], dim=1).float()
+        update = operations.of(self.device).adam
+        for name, row in zip(self.names, steps, strict=True):
+            part = adam.groups[name]
+            update(
+                self.parameters[part], self.grad[part], self.first[part], self.second[part], row,
+                adam.beta1, adam.beta2, adam.epsilon,
+            )  # fmt: skip
+
+    def pull(self, moments: bool = True) -> None:
+        """Write parameters and moments back."""
+        self.source.parameters()[:] = self.parameters.cpu().numpy()
+        if not moments:
+            return
+        state = self.fit.adam.state_dict()
+        state["first"], state["second"] = self.first.cpu().numpy(), self.second.cpu().numpy()
+        state["count"][self.at] = self.counts.cpu().numpy().astype(np.int64)
+        self.fit.adam.load_state_dict(state)
+
+
+class OnDevice(Stage):
+    """What the scales of alignment and reconstruction share; mixed into `Stage` or a class made of it."""
+
+    device: str
+
+    def begin(self) -> None:
+        """Copy everything to the device."""
+        fit, data = self.fit, self.data
+        self.device = fit.settings.device
+        self.ops = operations.of(self.device)
+        fit.field.use_device(self.device)  # type: ignore[attr-defined]
+        self.replayed = Replayed(self.device)
+        self.field = DeviceField(fit, self.active, self.device)
+
+        def tensor(values: Any) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+        self.images, self.fitted, self.held = tensor(data.images), tensor(data.fit), tensor(data.held)
+        self.basis, self.gain = tensor(self.background), tensor(fit.gain)
+        self.motion = DeviceMotion(fit.motion, data.x, data.y, max(2, HELD_BLOCK_PX // data.bin), self.device)
+        self.rate_now = torch.ones((), dtype=torch.float64, device=self.device)
+        self.totals = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.geometries = {
+            part.start: TiltGeometry(self.lattice, fit.tilts[part], self.n_u, self.device) for part in self.parts()
+        }
+        self._unread: list[tuple[int, Tensor]] = []
+
+    def parts(self) -> list[slice]:
+        """Tilts that are projected together."""
+        return self.batches()
+
+    def step(self, step: int) -> None:
+        """As `Stage.step`; losses appear when they are read."""
+        s, scale = self.fit.settings, self.scale
+        with_motion = s.fit_motion and step >= scale.motion_from
+        with_warp = with_motion and s.warp != "none" and scale.warp_from is not None and step >= scale.warp_from
+        with_gain = with_motion or self.frees_gain()
+        self.motion.has_warp = self.motion.has_warp or with_warp
+        self.rate_now.fill_(self.rate(step))
+        # an unlocked warp is first seen in the coordinates of the step after
+        key = with_motion, with_warp, with_gain, self.motion.has_warp
+
+        def work() -> None:
+            self.field.grad.zero_()
+            self.totals.zero_()
+            sums = self.gradients(with_motion, with_gain)
+            self.field.step(self.rate_now)
+            if sums:
+                self.motion.step(torch.cat(sums), s.motion_rate * self.rate_now, with_warp)
+
+        self.replayed(key, work)
+        self._unread.append((step, self.totals.clone()))
+        if step == scale.steps - 1:
+            self.read()
+        elif step % STEPS_BETWEEN_READS == 0 or self.is_watched:
+            self._take_losses()
+            if step % STEPS_BETWEEN_READS == 0:
+                self.field.pull(moments=False)
+
+    is_watched = False
+    """Whether every step's losses are needed before the next."""
+
+    def frees_gain(self) -> bool:
+        """Whether gains change without motion."""
+        return False
+
+    def read(self) -> None:
+        """Wait for the device and take over everything."""
+        self._take_losses()
+        self.field.pull()
+        self.motion.pull()
+        self.fit.gain[:] = self.gain.cpu().numpy()
+
+    def _take_losses(self) -> None:
+        for step, totals in self._unread:
+            loss, weight, held, held_weight = totals.tolist()
+            self.fit.losses.append((self.scale.bin, step, loss / max(weight, 1), held / max(held_weight, 1)))
+        self._unread.clear()
+
+    def gradients(self, with_motion: bool, with_gain: bool) -> list[Tensor]:
+        """Add the gradient of data term and priors to the field's; block sums of every batch for the motion."""
+        raise NotImplementedError
+
+    def where(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Indices (u, v) at which a batch's pixels read its projections."""
+        return self.motion.coordinates(
+            part, self.lattice.spacing, self.n_u, self.lattice.shape[2], self.motion.has_warp
+        )  # fmt: skip
+
+    def data_gradient(self, ideal: Tensor, part: slice, with_gain: bool, sums: list[Tensor] | None) -> Tensor:
+        """Gradient of the loss by a batch's ideal projections; `Stage.data_term` on the device."""
+        u, v = self.where(part)
+        value, slope_u, slope_v = self.ops.read_at(ideal, u, v)
+        seen = value.isfinite()
+        value = torch.where(seen, value, 0)
+        weight, held, image = self.fitted[part] * seen, self.held[part] * seen, self.images[part]
+        scale = (self.amplitude * self.gain[part])[:, None, None]
+        predicted = scale * value
+        rest = self._smooth(image - predicted, weight)
+        if with_gain:
+            signal, total = weight * predicted, weight.sum((1, 2)).clamp_min(1)
+            mean = signal.sum((1, 2)) / total
+            norm = (signal * predicted).sum((1, 2)) - mean**2 * total
+            correction = ((signal - mean[:, None, None] * weight) * (image - rest)).sum((1, 2)) / norm.clamp_min(1e-6)
+            self.gain[part] *= correction.clamp(0.8, 1.25)
+        residual = predicted + rest - image
+        loss, slope = self._judge(residual)
+        self.totals += torch.stack([
+            (weight * loss).sum(dtype=torch.float64), weight.sum(dtype=torch.float64),
+            (held * self._judge(self.judged_on_device(residual, part))[0]).sum(dtype=torch.float64),
+            held.sum(dtype=torch.float64),
+        ])  # fmt: skip
+        weighted = weight * slope
+        if sums is not None:
+            per_px = scale * (weight > 0) / self.lattice.spacing
+            sums.append(self.motion.block_sums(weighted, slope_u * per_px, slope_v * per_px))
+        by_ideal: Tensor = self.ops.spread_at(weighted * scale, u, v, tuple(ideal.shape))
+        return by_ideal
+
+    def judged_on_device(self, residual: Tensor, part: slice) -> Tensor:
+        """What the held-out loss is of."""
+        return residual
+
+    def _judge(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of every residual and its derivative; see `inrtomo.losses.Loss`."""
+        kind, size = self.fit.settings.loss, residual.abs()
+        if kind == "l1":
+            return size, residual.sign()
+        if kind == "l2":
+            return 0.5 * residual**2, residual
+        far = HUBER_DELTA * (size - 0.5 * HUBER_DELTA)
+        return torch.where(size <= HUBER_DELTA, 0.5 * residual**2, far), residual.clamp(-HUBER_DELTA, HUBER_DELTA)
+
+    def _smooth(self, difference: Tensor, weight: Tensor) -> Tensor:
+        """The free polynomial of every image that best explains a difference; see `Stage._background`."""
+        n, rows, cols = difference.shape
+        weights, basis = weight.reshape(n, -1), self.basis
+        right = (weights * difference.reshape(n, -1)) @ basis
+        normal = ((weights[:, None, :] * basis.T) @ basis).double()
+        diagonal = normal.diagonal(dim1=1, dim2=2)
+        diagonal += 1e-6 * max(1.0, float(rows * cols))
+        solved = (inverse(normal) @ right.double()[..., None])[..., 0]
+        return (solved.float() @ basis.T).reshape(n, rows, cols)
+
+
+class DeviceStage(OnDevice):
+    """One scale of a `JointFit`."""
+
+    def __init__(self, fit: JointFit, scale: Scale) -> None:
+        super().__init__(fit, scale)
+        self.begin()
+        self.planned = self.field.plan(self.lattice, self.caps)
+
+    def gradients(self, with_motion: bool, with_gain: bool) -> list[Tensor]:
+        s, sums = self.fit.settings, list[Tensor]()
+        rho = self.field.lattice(self.planned)
+        grad = torch.full_like(rho, s.sparsity * self.noise)
+        for part in self.batches():
+            geometry = self.geometries[part.start]
+            ideal = self.ops.project(rho, geometry)
+            by_ideal = self.data_gradient(ideal, part, with_gain, sums if with_motion else None)
+            self.ops.add_back_projection(grad, by_ideal, geometry)
+        self.ops.add_variation(grad, rho, s.variation * self.noise, 0.1 * self.fit.density_unit)
+        self.field.backward(self.planned, grad)
+        if with_motion:
+            self.gain /= self.gain.log().mean().exp()
+        return sums
