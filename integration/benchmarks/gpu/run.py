@@ -1,0 +1,305 @@
+"""Checks the GPU engine against the float64 reference, then times it: ``python -m integration.benchmarks.gpu.run``.
+
+One table: throughput of the field (forward alone; training, that is forward, both backwards and update) by our
+kernels, by tinycudann where it is installed and by plain torch, and of the lattice, its projector and their adjoints.
+
+The last column is the time over the memory-bandwidth floor: the bytes that have to cross device memory at least once,
+over the bandwidth of a copy measured in the same run. Counted are, for n samples, P table entries of 4 bytes and a
+decoder that is too small to count:
+
+* forward: 12 n bytes of coordinates and 4 P of tables read, 4 n of densities written;
+* training: the forward pass; 12 n + 4 n read again with the densities' gradient, 12 n of coordinate gradients
+  written, 4 P of tables read again; 4 P of table gradients zeroed and 4 P written; the update reads gradient,
+  parameters and two moments and writes the last three, 28 P;
+* lattice of n points: forward 4 P + 4 n; backward 4 P + 4 n read, 8 P of gradients zeroed and written;
+* projection, and its adjoint: density and projections once each.
+
+Gathers that miss the caches, and all arithmetic, count as nothing, so the ratio is never 1.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from inrtomo import __version__
+from inrtomo.device import choose
+from inrtomo.errors import InputError
+from inrtomo.fields import lattice_axes, make_field
+from inrtomo.fields.grid import GridField
+from inrtomo.gpu.geometry import TiltGeometry
+from inrtomo.gpu.operations import hash_field, of
+from inrtomo.projection import Lattice, back_project, project
+
+BOX = (-256.0, 256.0, -256.0, 256.0, -90.0, 90.0)
+CONFIGURATIONS = {"8 levels x 4 features": (8, 4), "16 levels x 2 features": (16, 2)}
+WIDTH, HIDDEN = 64, 2
+SAMPLES = 1 << 22
+PLAIN_SAMPLES = 1 << 18  # what plain torch has memory for
+REPEATS = 20
+TILTS = np.linspace(-60, 60, 61)
+TOLERANCE = {"density": 2e-3, "gradients": 1e-2}  # of the largest value, half precision in the decoder
+
+
+@dataclass
+class Line:
+    """One row of the table."""
+
+    what: str
+    backend: str
+    milliseconds: float
+    samples_per_second: float
+    over_floor: float
+
+
+def field_of(levels: int, features: int, box: tuple[float, ...] = BOX) -> GridField:
+    """A hash field of the size that the targets are for, with parameters that matter."""
+    field = make_field(
+        "hash", box, 1.0, levels, features, growth=2.0 if levels == 8 else 1.4, width=WIDTH, hidden=HIDDEN  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert isinstance(field, GridField)
+    rng = np.random.default_rng(0)
+    field.parameters()[:] += rng.normal(scale=0.1, size=field.parameters().size).astype(np.float32)
+    return field
+
+
+def check(device: str) -> list[str]:
+    """Our kernels on this GPU against float64 torch and the compiled CPU projector; a sentence for each."""
+    said = []
+
+    def judge(what: str, found: Any, exact: Any, tolerance: float) -> None:
+        error = float(np.abs(np.asarray(found) - exact).max() / np.abs(exact).max())
+        said.append(f"{what}: {error:.1e} of the largest value")
+        if not error < tolerance:
+            raise SystemExit(f"check failed: {said[-1]}, {tolerance:.0e} allowed")
+
+    for name, (levels, features) in CONFIGURATIONS.items():
+        small = (-20.0, 20.0, -24.0, 24.0, -6.0, 6.0)
+        field = field_of(levels, features, small)
+        exact = make_field(**(field.config | {"backend": "reference"}))
+        exact.parameters()[:] = field.parameters()
+        field.use_device(device)
+        rng = np.random.default_rng(1)
+        lattice = Lattice(0.9, (9, 31, 70), (-4.0, -15.0, -32.0))
+        grad = rng.normal(size=lattice.shape).astype(np.float32)
+        xyz = rng.uniform((-25, -30, -8), (25, 30, 8), size=(5000, 3)).astype(np.float32)
+        found = []
+        for each in (field, exact):
+            each.zero_grad()
+            values = [each.lattice(lattice)]
+            each.backward_lattice(grad)
+            values += [each.grad.copy(), each.points(xyz)]
+            each.zero_grad()
+            values += [each.backward_points(np.ones(len(xyz), np.float32)), each.grad.copy()]
+            found.append(values)
+        names = "density on a lattice", "its gradients", "density at points", "gradients of points", "of tables"
+        for what, fast, slow in zip(names, *found, strict=True):
+            judge(f"{name}, {what}", fast, slow, TOLERANCE["density" if "density" in what else "gradients"])
+    lattice, n_u = Lattice.covering(90, 40, 20, 1.0), 101
+    rng = np.random.default_rng(2)
+    rho = rng.normal(size=lattice.shape).astype(np.float32)
+    given = rng.normal(size=(len(TILTS), n_u, lattice.shape[2])).astype(np.float32)
+    geometry = TiltGeometry(lattice, TILTS, n_u, device)
+    made = of("cuda").project(torch.tensor(rho, device=device), geometry).cpu()
+    judge("projection", made, project(rho, lattice, TILTS, n_u), 1e-3)
+    back = torch.zeros(lattice.shape, device=device)
+    of("cuda").add_back_projection(back, torch.tensor(given, device=device), geometry)
+    judge("its adjoint", back.cpu(), back_project(given, lattice, TILTS), 1e-3)
+    return said
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Median time of a call on the device, after it was compiled and warm."""
+    times = []
+    for _ in range(REPEATS + 3):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop) / 1e3)
+    return float(np.median(times[3:]))
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes per second, read and written together."""
+    source = torch.ones(1 << 28, device=device)
+    target = torch.empty_like(source)
+    return 2 * 4 * source.numel() / seconds(lambda: target.copy_(source))
+
+
+def throughput(device: str, bandwidth: float) -> Iterator[Line]:
+    """The field at free points."""
+    for name, (levels, features) in CONFIGURATIONS.items():
+        field = field_of(levels, features)
+        grid, decoder, n_tables = field.grid, field.decoder, field.grid.n_parameters
+        weights_on = grid.level_weights(None)
+        for backend in ("triton", "tinycudann", "plain"):
+            n = PLAIN_SAMPLES if backend == "plain" else SAMPLES
+            try:
+                kernels = hash_field(grid, decoder, 1.0, device, backend)
+            except InputError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                continue
+            count = kernels.n_parameters if backend == "tinycudann" else field.parameters().size
+            at = kernels.n_tables if backend == "tinycudann" else n_tables
+            parameters = 1e-2 * torch.randn(count, device=device)
+            generator = torch.Generator(device=device).manual_seed(0)
+            low, high = (torch.tensor(v, device=device) for v in (grid.origin, grid.upper))
+            points = low + torch.rand((n, 3), generator=generator, device=device) * (high - low)
+            by_density = torch.randn(n, device=device)
+            at_points = AtPoints(kernels, parameters, at, points, weights_on, by_density)
+            for what, work, floor in (
+                ("forward", at_points.forward, 16 * n + 4 * count),
+                ("training", at_points.train, 16 * n + 4 * count + 28 * n + 40 * count),
+            ):
+                time_s = seconds(work)
+                yield Line(f"{name}: {what}", backend, 1e3 * time_s, n / time_s, time_s * bandwidth / floor)
+
+
+@dataclass
+class AtPoints:
+    """Evaluation and training of a field at free points, ``at`` of its parameters in tables."""
+
+    kernels: Any
+    parameters: torch.Tensor
+    at: int
+    points: torch.Tensor
+    level_weights: Any
+    by_density: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.grad, self.first, self.second = (torch.zeros_like(self.parameters) for _ in range(3))
+        self.steps = torch.tensor([1e-3, 1.0], device=self.parameters.device)
+
+    def forward(self) -> torch.Tensor:
+        p, at = self.parameters, self.at
+        density: torch.Tensor = self.kernels.points(p[:at], p[at:], self.points, self.level_weights)
+        return density
+
+    def train(self) -> None:
+        p, g, at = self.parameters, self.grad, self.at
+        g.zero_()
+        self.forward()
+        self.kernels.points_backward(
+            p[:at], p[at:], self.points, self.level_weights, self.by_density, g[:at], g[at:]
+        )  # fmt: skip
+        of("cuda").adam(p, g, self.first, self.second, self.steps, 0.9, 0.99, 1e-12)
+
+
+def lattice_lines(device: str, bandwidth: float) -> Iterator[Line]:
+    """What a step of a fit to 512 px images and a slab of 180 px is made of, at two raw px."""
+    lattice, n_u = Lattice.covering(420, 272, 100, 2.0), 273
+    field = make_field("hash", (-422, 422, -274, 274, -102, 102), 2.0, 6)
+    assert isinstance(field, GridField)
+    kernels = hash_field(field.grid, field.decoder, 1.0, device)
+    caps = np.full(lattice.shape[:2], field.grid.levels)
+    plan = kernels.plan(lattice_axes(lattice), field.grid.level_weights(None), caps)
+    parameters = torch.tensor(field.parameters(), device=device)
+    grad, at = torch.zeros_like(parameters), field.grid.n_parameters
+    tables, weights = parameters[:at], parameters[at:]
+    rho = kernels.lattice(tables, weights, plan)
+    geometry = TiltGeometry(lattice, TILTS, n_u, device)
+    ideal = of("cuda").project(rho, geometry)
+    n, p, m = lattice.n_points, parameters.numel(), ideal.numel()
+    for what, work, floor in (
+        ("lattice of a 512 px fit: density", lambda: kernels.lattice(tables, weights, plan), 4 * (p + n)),
+        (
+            "lattice of a 512 px fit: gradients",
+            lambda: kernels.lattice_backward(tables, weights, plan, rho, grad[:at], grad[at:]),
+            4 * (3 * p + n),
+        ),
+        ("61 projections", lambda: of("cuda").project(rho, geometry), 4 * (n + m)),
+        ("61 back-projections", lambda: of("cuda").add_back_projection(rho, ideal, geometry), 4 * (2 * n + m)),
+    ):
+        time_s = seconds(work)
+        yield Line(what, "triton", 1e3 * time_s, n / time_s, time_s * bandwidth / floor)
+
+
+def whole_commands(device: str) -> Iterator[tuple[str, float]]:
+    """Wall time of whole commands on a simulated series of 512 px and a slab of 180 px, 61 tilts."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        run("simulate", "-o", made, "--size", 512, 512, "--thickness", 180, "--tilt-range", 60, "--tilt-step", 2)
+        stack = made / "sim.mrc"
+        start = time.monotonic()
+        run("align", stack, "-o", made / "a", "--device", device)
+        yield "inr-align, 512 x 512, slab of 180 px, 61 tilts", time.monotonic() - start
+        start = time.monotonic()
+        run("recon", stack, made / "a", "-o", made / "r.mrc", "--method", "field", "--device", device)
+        yield "inr-recon --method field of the same", time.monotonic() - start
+
+
+def run(command: str, *words: object) -> None:
+    """One of our commands, in a process of its own."""
+    program = f"from inrtomo.commands.{command} import main; main()"
+    subprocess.run([sys.executable, "-c", program, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def versions(sentence: str) -> dict[str, str]:
+    """What was measured on."""
+    import triton
+
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+    return {
+        "device": sentence, "driver": driver, "CUDA": str(torch.version.cuda), "torch": torch.__version__,
+        "triton": triton.__version__, "python": platform.python_version(), "inrtomo": __version__,
+    }  # fmt: skip
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--device", default="cuda", metavar="cuda[:N]", help="Which GPU.")
+@click.option("--commands", is_flag=True, help="Also time whole commands, which takes minutes.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The same as JSON.")
+def main(device: str, commands: bool, output: Path | None) -> None:
+    """Check the GPU engine against the float64 reference, then time it."""
+    try:
+        chosen = choose(device)
+        if not chosen.is_gpu:
+            raise InputError(f"--device {device}: there is nothing to measure without a GPU; give cuda")
+    except InputError as error:
+        raise SystemExit(_refused(str(error))) from None
+    about = versions(chosen.sentence)
+    print("  ".join(f"{what} {value}" for what, value in about.items()))
+    with torch.cuda.device(chosen.name):
+        for sentence in check(chosen.name):
+            print(f"checked  {sentence}")
+        bandwidth = copy_bandwidth(chosen.name)
+        print(f"copy: {bandwidth / 1e12:.2f} TB/s\n")
+        print("| | by | ms | M samples/s | time / bandwidth floor |\n|---|---|---|---|---|")
+        lines = []
+        for source in (throughput(chosen.name, bandwidth), lattice_lines(chosen.name, bandwidth)):
+            for line in source:
+                lines.append(line)
+                rate = line.samples_per_second / 1e6
+                print(
+                    f"| {line.what} | {line.backend} | {line.milliseconds:.2f} | {rate:.0f} | {line.over_floor:.1f} |"
+                )
+    wall = dict(whole_commands(chosen.name)) if commands else {}
+    for what, time_s in wall.items():
+        print(f"{what}: {time_s:.0f} s")
+    if output is not None:
+        record = {"versions": about, "bandwidth": bandwidth, "lines": [asdict(line) for line in lines], "seconds": wall}
+        output.write_text(json.dumps(record, indent=1))
+
+
+def _refused(sentence: str) -> int:
+    print(f"integration/benchmarks/gpu: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()
