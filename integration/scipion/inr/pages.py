@@ -37,13 +37,13 @@ def report_page(protocol) -> str:
     rows = ["<tr><th>series</th><th>verdict</th><th>why</th><th>half maps agree to</th></tr>"]
     for ts_id in series_of(protocol):
         report, fsc = protocol.report(ts_id, ".json"), protocol.fsc(ts_id)
-        verdict = _load(report).get("verdict", {}) if os.path.isfile(report) else {}
+        judged = _load(report) if os.path.isfile(report) else {}
         resolution = _load(fsc).get("resolution_A") if os.path.isfile(fsc) else None
         name = html.escape(ts_id)
         if os.path.isfile(protocol.report(ts_id)):
             name = f'<a href="{_relative(protocol, protocol.report(ts_id))}">{name}</a>'
-        why = _why(protocol, ts_id) or "; ".join(verdict.get("reasons", []))
-        word = "not made" if _why(protocol, ts_id) else verdict.get("word", "")
+        why = _why(protocol, ts_id) or "; ".join(judged.get("reasons", []))
+        word = "not made" if _why(protocol, ts_id) else judged.get("verdict", "")
         cells = [name, html.escape(word), html.escape(why), "" if resolution is None else f"{resolution:.1f} &#8491;"]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return _write(protocol, "report.html", "Report", ["<table>", *rows, "</table>"])

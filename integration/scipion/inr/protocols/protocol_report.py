@@ -145,8 +145,8 @@ class ProtInrReport(ProtInrBase):
             words = [f"{ts_id}:"]
             if os.path.isfile(self.report(ts_id, ".json")):
                 with open(self.report(ts_id, ".json")) as file:
-                    verdict = json.load(file)["verdict"]
-                words.append(f"*{verdict['word']}* ({'; '.join(verdict['reasons'])})")
+                    values = json.load(file)
+                words.append(f"*{values['verdict']}* ({'; '.join(values['reasons'])})")
             if os.path.isfile(self.fsc(ts_id)):
                 with open(self.fsc(ts_id)) as file:
                     resolution = json.load(file)["resolution_A"]

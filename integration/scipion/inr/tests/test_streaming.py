@@ -9,10 +9,10 @@ from inr.protocols import ProtInrAlign
 
 
 class GrowingSet:
-    """A set that an earlier protocol is still adding to: what it holds at every look, open until the last."""
+    """A set that an earlier protocol is still adding to: what it holds each time it is read, open until the last."""
 
     def __init__(self, *looks):
-        self.looks, self.at = looks, 0
+        self.looks, self.at = looks, -1
 
     def isStreamOpen(self):
         return self.at < len(self.looks) - 1
