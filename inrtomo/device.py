@@ -85,5 +85,6 @@ def _missing() -> str:
 def _gpu(number: int) -> Device:
     import torch
 
+    torch.cuda.set_device(number)  # where Triton starts its kernels
     properties = torch.cuda.get_device_properties(number)
     return Device(f"cuda:{number}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")

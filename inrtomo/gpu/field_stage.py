@@ -22,8 +22,8 @@ class DeviceFieldStage(OnDevice, FieldStage):
         self.begin()
         self.at_u, self.at_v = (torch.tensor(values, device=self.device) for values in (self._u, self._v))
         self.check_images = None if self.check is None else torch.tensor(self.check, device=self.device)
-        every = slice(0, len(fit.tilts))
-        self.whole = TiltGeometry(self.lattice, fit.tilts[every], self.n_u, self.device)
+        own = fit.tilts[self.share.first : self.share.stop]
+        self.geometry = TiltGeometry(self.lattice, own, self.n_u, self.device)
         n_rows, self.planned = self.lattice.shape[2], []
         for rows in self.slabs:
             # one row more on either side is what differences reach
@@ -35,9 +35,6 @@ class DeviceFieldStage(OnDevice, FieldStage):
     @property
     def is_watched(self) -> bool:  # type: ignore[override]
         return self.pace is not None
-
-    def parts(self) -> list[slice]:
-        return []
 
     def frees_gain(self) -> bool:
         return self.fit.done_scales > 0 or self.fit.done_steps >= GAIN_FROM
@@ -57,31 +54,34 @@ class DeviceFieldStage(OnDevice, FieldStage):
         self.field.parameters.copy_(parameters)
         self.read()
 
-    def gradients(self, with_motion: bool, with_gain: bool) -> list[Tensor]:
-        priors, fit = self.fit.options.priors, self.fit
-        ideal = torch.empty((len(fit.tilts), self.n_u, self.lattice.shape[2]), device=self.device)
+    def gradients(self, with_motion: bool, with_gain: bool) -> None:
+        priors, fit, first = self.fit.options.priors, self.fit, self.share.first
+        ideal = torch.empty((self.geometry.n_tilts, self.n_u, self.lattice.shape[2]), device=self.device)
         rho = torch.empty(0)
         for rows, _, plan, _ in self.planned:
             rho = self.field.lattice(plan)
-            ideal[:, :, rows.start : rows.stop] = self.ops.project(rho, self.whole)
-        for batch in self.batches():
-            ideal[batch] = self.data_gradient(ideal[batch].contiguous(), batch, with_gain, None)
-        self.gain /= self.gain.log().mean().exp()
-        self.gain.clamp_(1 / LARGEST_GAIN, LARGEST_GAIN)
+            ideal[:, :, rows.start : rows.stop] = self.ops.project(rho, self.geometry)
+        for batch in self.mine():
+            own = slice(batch.start - first, batch.stop - first)
+            ideal[own] = self.data_gradient(ideal[own].contiguous(), batch, with_gain, None)
         for rows, wide, _, plan in self.planned:
             if wide != rows:
                 rho = self.field.lattice(plan)
-            grad = torch.full_like(rho, priors.sparsity * self.noise_of_sum)
-            if priors.variation:
+            grad = torch.zeros_like(rho)
+            if self.share.rank == 0:
+                grad += priors.sparsity * self.noise_of_sum
                 self.ops.add_variation(grad, rho, priors.variation * self.noise_of_voxel, 0.1 * fit.density_unit)
             inside = slice(rows.start - wide.start, rows.stop - wide.start)
             by_ideal = ideal[:, :, rows.start : rows.stop].contiguous()
             if wide != rows:
                 kept = grad[:, :, inside].contiguous()
-                self.ops.add_back_projection(kept, by_ideal, self.whole)
+                self.ops.add_back_projection(kept, by_ideal, self.geometry)
                 grad.zero_()
                 grad[:, :, inside] = kept
             else:
-                self.ops.add_back_projection(grad, by_ideal, self.whole)
+                self.ops.add_back_projection(grad, by_ideal, self.geometry)
             self.field.backward(plan, grad)
-        return []
+
+    def settle_gain(self, with_motion: bool) -> None:
+        self.gain /= self.gain.log().mean().exp()
+        self.gain.clamp_(1 / LARGEST_GAIN, LARGEST_GAIN)

@@ -20,6 +20,7 @@ from inrtomo.fields.grid import GridField
 from inrtomo.gpu import operations
 from inrtomo.gpu.geometry import TiltGeometry
 from inrtomo.gpu.motion import DeviceMotion, inverse
+from inrtomo.gpu.share import Share
 from inrtomo.losses import HUBER_DELTA
 from inrtomo.projection import Lattice
 
@@ -132,7 +133,7 @@ class OnDevice(Stage):
         self.device = fit.settings.device
         self.ops = operations.of(self.device)
         fit.field.use_device(self.device)  # type: ignore[attr-defined]
-        self.replayed = Replayed(self.device)
+        self.replayed, self.share = Replayed(self.device), Share.of(len(fit.tilts))
         self.field = DeviceField(fit, self.active, self.device)
 
         def tensor(values: Any) -> Tensor:
@@ -143,14 +144,11 @@ class OnDevice(Stage):
         self.motion = DeviceMotion(fit.motion, data.x, data.y, max(2, HELD_BLOCK_PX // data.bin), self.device)
         self.rate_now = torch.ones((), dtype=torch.float64, device=self.device)
         self.totals = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self.geometries = {
-            part.start: TiltGeometry(self.lattice, fit.tilts[part], self.n_u, self.device) for part in self.parts()
-        }
         self._unread: list[tuple[int, Tensor]] = []
 
-    def parts(self) -> list[slice]:
-        """Tilts that are projected together."""
-        return self.batches()
+    def mine(self) -> list[slice]:
+        """Batches of the tilts of this process."""
+        return self.share.within(self.batches())
 
     def step(self, step: int) -> None:
         """As `Stage.step`; losses appear when they are read."""
@@ -167,9 +165,13 @@ class OnDevice(Stage):
             self.field.grad.zero_()
             self.totals.zero_()
             sums = self.gradients(with_motion, with_gain)
+            self.share.add_up(self.field.grad, self.totals)
+            self.share.gather(self.gain)
+            self.settle_gain(with_motion)
             self.field.step(self.rate_now)
-            if sums:
-                self.motion.step(torch.cat(sums), s.motion_rate * self.rate_now, with_warp)
+            if sums is not None:
+                self.share.gather(sums)
+                self.motion.step(sums, s.motion_rate * self.rate_now, with_warp)
 
         self.replayed(key, work)
         self._unread.append((step, self.totals.clone()))
@@ -200,8 +202,12 @@ class OnDevice(Stage):
             self.fit.losses.append((self.scale.bin, step, loss / max(weight, 1), held / max(held_weight, 1)))
         self._unread.clear()
 
-    def gradients(self, with_motion: bool, with_gain: bool) -> list[Tensor]:
-        """Add the gradient of data term and priors to the field's; block sums of every batch for the motion."""
+    def gradients(self, with_motion: bool, with_gain: bool) -> Tensor | None:
+        """Add the gradient of data term and priors to the field's; block sums ``(n_tilts, ...)`` for the motion."""
+        raise NotImplementedError
+
+    def settle_gain(self, with_motion: bool) -> None:
+        """Keep the gains' mean."""
         raise NotImplementedError
 
     def where(self, part: slice) -> tuple[Tensor, Tensor]:
@@ -210,7 +216,7 @@ class OnDevice(Stage):
             part, self.lattice.spacing, self.n_u, self.lattice.shape[2], self.motion.has_warp
         )  # fmt: skip
 
-    def data_gradient(self, ideal: Tensor, part: slice, with_gain: bool, sums: list[Tensor] | None) -> Tensor:
+    def data_gradient(self, ideal: Tensor, part: slice, with_gain: bool, sums: Tensor | None) -> Tensor:
         """Gradient of the loss by a batch's ideal projections; `Stage.data_term` on the device."""
         u, v = self.where(part)
         value, slope_u, slope_v = self.ops.read_at(ideal, u, v)
@@ -236,7 +242,7 @@ class OnDevice(Stage):
         weighted = weight * slope
         if sums is not None:
             per_px = scale * (weight > 0) / self.lattice.spacing
-            sums.append(self.motion.block_sums(weighted, slope_u * per_px, slope_v * per_px))
+            sums[part] = self.motion.block_sums(weighted, slope_u * per_px, slope_v * per_px)
         by_ideal: Tensor = self.ops.spread_at(weighted * scale, u, v, tuple(ideal.shape))
         return by_ideal
 
@@ -273,18 +279,27 @@ class DeviceStage(OnDevice):
         super().__init__(fit, scale)
         self.begin()
         self.planned = self.field.plan(self.lattice, self.caps)
+        self.geometries = [
+            TiltGeometry(self.lattice, fit.tilts[part], self.n_u, self.device) for part in self.mine()
+        ]  # fmt: skip
 
-    def gradients(self, with_motion: bool, with_gain: bool) -> list[Tensor]:
-        s, sums = self.fit.settings, list[Tensor]()
+    def gradients(self, with_motion: bool, with_gain: bool) -> Tensor | None:
+        s, sums = self.fit.settings, None
+        if with_motion:
+            shape = len(self.fit.tilts), len(self.motion.points), 5
+            sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
         rho = self.field.lattice(self.planned)
-        grad = torch.full_like(rho, s.sparsity * self.noise)
-        for part in self.batches():
-            geometry = self.geometries[part.start]
+        grad = torch.zeros_like(rho)
+        for part, geometry in zip(self.mine(), self.geometries, strict=True):
             ideal = self.ops.project(rho, geometry)
-            by_ideal = self.data_gradient(ideal, part, with_gain, sums if with_motion else None)
+            by_ideal = self.data_gradient(ideal, part, with_gain, sums)
             self.ops.add_back_projection(grad, by_ideal, geometry)
-        self.ops.add_variation(grad, rho, s.variation * self.noise, 0.1 * self.fit.density_unit)
+        if self.share.rank == 0:
+            grad += s.sparsity * self.noise
+            self.ops.add_variation(grad, rho, s.variation * self.noise, 0.1 * self.fit.density_unit)
         self.field.backward(self.planned, grad)
+        return sums
+
+    def settle_gain(self, with_motion: bool) -> None:
         if with_motion:
             self.gain /= self.gain.log().mean().exp()
-        return sums
