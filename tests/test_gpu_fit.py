@@ -1,0 +1,147 @@
+"""Fits on a device, in plain torch on the CPU, against the compiled CPU path.
+
+Steps of the motion are the same to rounding. Whole fits drift apart slowly, since Adam makes full steps of entries
+whose gradient is nothing but rounding: losses agree to 0.3 %, shifts that moved by px to 0.03 px.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from inrtomo.align.joint import JointFit, JointSettings, Scale
+from inrtomo.align.motion import BlockSums, Motion
+from inrtomo.alignment import Alignment
+from inrtomo.gpu.field_stage import DeviceFieldStage
+from inrtomo.gpu.fit import DeviceStage
+from inrtomo.gpu.motion import DeviceMotion, inverse
+from inrtomo.reconstruct.field import FieldFit, FieldSettings, Recording
+
+SIZE, THICK = 24, 10
+TILTS = np.arange(-60.0, 61, 15)
+MOVING = (Scale(bin=2, steps=6, motion_from=3, warp_from=4), Scale(bin=1, steps=3, motion_from=1, warp_from=1))
+
+
+class OnTorch(JointFit):
+    def stage(self, scale):
+        return DeviceStage(self, scale)
+
+
+class FieldOnTorch(FieldFit):
+    def stage(self, scale):
+        return DeviceFieldStage(self, scale)
+
+
+@pytest.fixture(autouse=True)
+def plain_torch(monkeypatch):
+    """Not the interpreter, which would take hours."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Blobs that sway with the tilt, and noise."""
+    rng = np.random.default_rng(0)
+    at = np.arange(SIZE) - (SIZE - 1) / 2
+    out = rng.normal(scale=0.3, size=(len(TILTS), SIZE, SIZE)).astype(np.float32)
+    for x, y, z in rng.uniform(-9, 9, size=(12, 3)) * (1, 1, 0.3):
+        u = x * np.cos(np.deg2rad(TILTS)) + z * np.sin(np.deg2rad(TILTS))
+        out += np.exp(-((at[None, None] - u[:, None, None]) ** 2 + (at[None, :, None] - y) ** 2) / 6).astype(np.float32)
+    return out
+
+
+def alignment(shift=0.0):
+    exact = Alignment.identity(TILTS, (SIZE, SIZE), 3.0, 10.0)
+    return replace(exact, shift_px=np.random.default_rng(1).normal(scale=shift, size=(len(TILTS), 2)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"field": "voxel", "loss": "huber", "warp": "bilinear"},
+        {"loss": "l1", "warp": "none"},
+        {"memory_bytes": 1.0},
+    ],
+    ids=lambda s: "-".join(map(str, s.values())) or "defaults",
+)
+def test_a_joint_fit_takes_the_same_steps(images, settings):
+    settings = JointSettings(levels=3, control_points=3, schedule=MOVING, held_out=0.1, **settings)
+    weight = np.ones_like(images)
+    fits = [kind(images, weight, alignment(0.5), THICK, settings) for kind in (JointFit, OnTorch)]
+    ours, other = (fit.run() for fit in fits)
+    np.testing.assert_allclose(np.array(other.losses), np.array(ours.losses), rtol=3e-3)
+    assert np.abs(other.alignment.shift_px - ours.alignment.shift_px).max() < 0.03
+    assert np.abs(ours.alignment.shift_px - alignment(0.5).shift_px).max() > 1
+    if settings.warp != "none":
+        assert ours.alignment.warp is not None and other.alignment.warp is not None
+        np.testing.assert_allclose(other.alignment.warp.vectors, ours.alignment.warp.vectors, atol=0.03)
+    np.testing.assert_allclose(other.gain, ours.gain, rtol=0.02)
+    assert np.corrcoef(other.density.ravel(), ours.density.ravel())[0, 1] > 0.9999
+
+
+def test_a_fit_on_a_device_goes_on_from_its_saved_state(images):
+    settings = JointSettings(levels=3, control_points=3, schedule=MOVING)
+    weight, saved = np.ones_like(images), {}
+
+    def keep(fit):
+        if fit.done_steps == 4 and not saved:
+            saved.update({k: np.array(v) for k, v in fit.state_dict().items()})
+
+    whole = OnTorch(images, weight, alignment(0.5), THICK, settings).run(keep)
+    again = OnTorch(images, weight, alignment(0.5), THICK, settings)
+    again.load_state_dict(saved)
+    rest = again.run()
+    np.testing.assert_allclose(rest.alignment.shift_px, whole.alignment.shift_px, atol=1e-6)
+    np.testing.assert_allclose(np.array(rest.losses), np.array(whole.losses), rtol=1e-6)
+
+
+@pytest.mark.parametrize("memory", [4e9, 5.2e6], ids=["one slab", "slabs"])
+def test_a_field_reconstruction_takes_the_same_steps(images, memory):
+    settings = FieldSettings(steps=(12, 3), memory_bytes=memory)
+    made = []
+    for kind in (FieldFit, FieldOnTorch):
+        fit = kind(images, np.ones_like(images), alignment(), THICK, settings, 0, Recording())
+        fit.optimise()
+        made.append((fit.losses, fit.held_out_loss, np.concatenate([part for _, part in fit.slabs(8)], axis=1)))
+    (ours, held, density), (other, other_held, other_density) = made
+    assert len(ours) == len(other)
+    np.testing.assert_allclose(np.array(other), np.array(ours), rtol=2e-3)
+    assert other_held == pytest.approx(held, rel=2e-3)
+    assert np.corrcoef(density.ravel(), other_density.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("warp", ["bicubic", "bilinear"])
+def test_a_step_of_the_motion_and_its_coordinates_are_the_same(warp):
+    rng = np.random.default_rng(2)
+    at, n = np.arange(30.0) - 14.5, len(TILTS)
+    start = Alignment.identity(TILTS, (30, 30), 7.0, 10.0)
+    ours = Motion(start, 4, warp)
+    ours.nodes += rng.normal(scale=0.5, size=ours.nodes.shape)
+    ours.velocity += rng.normal(scale=0.1, size=ours.velocity.shape)
+    other = DeviceMotion(Motion(start, 4, warp), at, at, 8, "cpu")
+    for mine, theirs in ((other.nodes, ours.nodes), (other.velocity, ours.velocity)):
+        mine.copy_(torch.tensor(theirs))
+    maps = rng.normal(size=(3, n, 30, 30)).astype(np.float32)
+    for with_warp in (False, True):
+        sums = BlockSums.of(*maps, at, at, 8)
+        found = other.block_sums(*(torch.tensor(m) for m in maps))
+        np.testing.assert_allclose(found.numpy(), sums.values.reshape(n, -1, 5), rtol=1e-5, atol=1e-5)
+        ours.step(sums, 0.4, with_warp)
+        given = torch.tensor(sums.values).reshape(n, -1, 5)
+        other.step(given, torch.tensor(0.4, dtype=torch.float64), with_warp)
+        for mine, theirs in ((other.linear, ours.linear), (other.shift, ours.shift), (other.nodes, ours.nodes)):
+            np.testing.assert_allclose(mine.numpy(), theirs, atol=1e-9)
+    assert float(other.warp_sd) == pytest.approx(ours.warp_sd_px)
+    part = slice(2, 5)
+    exact = ours.coordinates(part, at, at, 2.0, 25, 21)
+    for mine, theirs in zip(other.coordinates(part, 2.0, 25, 21, warped=True), exact, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs, atol=2e-5)
+
+
+def test_small_matrices_are_inverted():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(4, 9, 9))
+    a = a @ a.transpose(0, 2, 1) + 1e-3 * np.eye(9)
+    np.testing.assert_allclose(inverse(torch.tensor(a)).numpy() @ a, np.broadcast_to(np.eye(9), a.shape), atol=1e-8)
