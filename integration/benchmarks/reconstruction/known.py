@@ -71,7 +71,9 @@ class Known:
         folder = self.options.work / "series" / f"{self.series}_{self.seed}"
         given = write_alignment(alignment, folder / f"{which.split()[0]}_align.json")
         out = folder / f"{name}_{which.split()[0]}.mrc"
-        ran = recon(self.case.stack, given, out, name, self.options.threads, truth.shape[0] * pixel_A / 10)
+        defocus_um = self.case.meta["settings"]["defocus_um"]
+        more = () if defocus_um is None else ("--ctf", f"{defocus_um:g}")
+        ran = recon(self.case.stack, given, out, name, self.options.threads, truth.shape[0] * pixel_A / 10, more)
         volume, _ = read_volume(out)
         scores = volume_scores(volume, truth, pixel_A, alignment.tilt_deg[alignment.included], self.bar)
         out.unlink()
