@@ -26,8 +26,8 @@ from inrtomo.alignment import Alignment
 
 Array = NDArray[np.float64]
 
-CALIBRATION = 1.54
-SHARED_PX = 0.013
+CALIBRATION = 1.53
+SHARED_PX = 0.0127
 POOL_TILTS = 3.0  # sd, in tilts, of the window that pools squared differences
 POOLED_FRACTION = 0.3  # of the series' mean square in every tilt's pool
 BLOCK_PX = 32
