@@ -83,7 +83,8 @@ def test_a_joint_fit_takes_the_same_steps(images, settings):
 
 def test_a_fit_on_a_device_goes_on_from_its_saved_state(images):
     settings = JointSettings(levels=3, control_points=3, schedule=MOVING)
-    weight, saved = np.ones_like(images), {}
+    weight = np.ones_like(images)
+    saved: dict[str, np.ndarray] = {}
 
     def keep(fit):
         if fit.done_steps == 4 and not saved:
@@ -125,7 +126,7 @@ def test_a_step_of_the_motion_and_its_coordinates_are_the_same(warp):
         mine.copy_(torch.tensor(theirs))
     maps = rng.normal(size=(3, n, 30, 30)).astype(np.float32)
     for with_warp in (False, True):
-        sums = BlockSums.of(*maps, at, at, 8)
+        sums = BlockSums.of(maps[0], maps[1], maps[2], at, at, 8)
         found = other.block_sums(*(torch.tensor(m) for m in maps))
         np.testing.assert_allclose(found.numpy(), sums.values.reshape(n, -1, 5), rtol=1e-5, atol=1e-5)
         ours.step(sums, 0.4, with_warp)
@@ -136,8 +137,8 @@ def test_a_step_of_the_motion_and_its_coordinates_are_the_same(warp):
     assert float(other.warp_sd) == pytest.approx(ours.warp_sd_px)
     part = slice(2, 5)
     exact = ours.coordinates(part, at, at, 2.0, 25, 21)
-    for mine, theirs in zip(other.coordinates(part, 2.0, 25, 21, warped=True), exact, strict=True):
-        np.testing.assert_allclose(mine.numpy(), theirs, atol=2e-5)
+    for found, wanted in zip(other.coordinates(part, 2.0, 25, 21, warped=True), exact, strict=True):
+        np.testing.assert_allclose(found.numpy(), wanted, atol=2e-5)
 
 
 def test_small_matrices_are_inverted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ IMPLEMENTATIONS = ["plain", pytest.param("compiled", marks=triton_here)]
 FIELD_BACKENDS = ["plain", pytest.param("triton", marks=triton_here)]
 TILTS = np.array([-70.0, -45.0, 0.0, 33.0])
 BOX = (-5.0, 6.0, -9.0, 12.0, -3.0, 3.0)
-FIELDS = {
+FIELDS: dict[str, dict[str, Any]] = {
     "hashed": {"kind": "hash", "levels": 3, "features": 2, "log2_table": 7},
     "odd sizes": {"kind": "hash", "levels": 2, "features": 3, "width": 7, "hidden": 2, "growth": 1.6},
     "three layers": {"kind": "hash", "levels": 1, "features": 4, "width": 20, "hidden": 3},
@@ -103,7 +104,7 @@ def test_half_precision_decodes_to_a_thousandth():
     lattice = Lattice(1.0, (1, 2, 16), (0.0, -3.0, -8.0))
     half = HashField(fast.grid, fast.decoder, 0.3, "cpu", half=True)
     n = fast.grid.n_parameters
-    axes = tuple(o + np.arange(k, dtype=np.float64) for o, k in zip(lattice.origin, lattice.shape, strict=True))
+    axes: Any = tuple(o + np.arange(k, dtype=np.float64) for o, k in zip(lattice.origin, lattice.shape, strict=True))
     plan = half.plan(axes, fast.grid.level_weights(None), np.full((1, 2), 9))
     density = half.lattice(tensor(fast.parameters()[:n]), tensor(fast.parameters()[n:]), plan)
     close(density, exact.lattice(lattice), 2e-3)

@@ -20,6 +20,7 @@ Tensor = torch.Tensor
 
 BLOCK = 64  # points of a tile
 LINES = 8
+WIDE = 32  # hidden units from which a tile is shared by eight warps: four would spill it to memory
 PROGRAMS_PER_PROCESSOR = 4
 PRIVATE_ENTRIES = 1 << 15  # of a level: fewer vertices than this are added to by too many points at once
 PRIVATE_COPIES = 64
@@ -174,10 +175,11 @@ class HashField:
         )  # fmt: skip
 
     def _constants(self, active: int) -> dict[str, Any]:
-        features = self.grid.features
+        features, hidden = self.grid.features, _padded(self._width)
         return {
             "F": features, "ACTIVE": active, "NIN": self.grid.n_features, "WIDTH": self._width, "HIDDEN": self._hidden,
-            "K": _padded(active * features), "H": _padded(self._width), "HALF": self._half, "BLOCK": BLOCK,
+            "K": _padded(active * features), "H": hidden, "HALF": self._half, "BLOCK": BLOCK,
+            "num_warps": 8 if hidden >= WIDE else 4,
         }  # fmt: skip
 
 

@@ -91,11 +91,14 @@ def main(capability: int, only: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from inrtomo.gpu import hash_field
+
     print("| kernel | registers | spilled, bytes | shared memory, bytes |\n|---|---|---|---|")
     for name, kernel, constants, types in kernels():
         if only in name:
+            launch = {"num_warps": 8 if constants.get("H", 0) >= hash_field.WIDE else 4}
             source = ASTSource(kernel, signature(kernel, constants, types), constants)
-            made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
             registers, spilled = resources(made.asm["cubin"])
             print(f"| {name} | {registers} | {spilled} | {made.metadata.shared} |", flush=True)
 

@@ -267,6 +267,8 @@ def versions(sentence: str) -> dict[str, str]:
 def main(device: str, commands: bool, output: Path | None) -> None:
     """Check the GPU engine against the float64 reference, then time it."""
     try:
+        if not torch.cuda.is_available():
+            raise InputError("torch sees no NVIDIA GPU here, so there is nothing to measure")
         chosen = choose(device)
         if not chosen.is_gpu:
             raise InputError(f"--device {device}: there is nothing to measure without a GPU; give cuda")
