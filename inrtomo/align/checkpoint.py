@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.errors import InputError
 from inrtomo.io.files import atomic_path
+from inrtomo.io.npz import read_npz
 
 FORMAT = 2
 SAVE_EVERY_S = 15.0
@@ -50,12 +50,12 @@ class Checkpoint:
             InputError: unreadable file, or another input or other settings (named).
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            head = json.loads(str(arrays.pop("__head__")))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            arrays = read_npz(path)
+            head = dict(json.loads(str(arrays.pop("__head__"))))
+            before, stages = dict(head.get("identity", {})), dict(head.get("stages", {}))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: not a checkpoint of inr-align ({error}); start anew with --overwrite") from None
-        before, now = head.get("identity", {}), json.loads(json.dumps(identity))
+        now = json.loads(json.dumps(identity))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         if head.get("format") != FORMAT:
             raise InputError(f"{path}: written by another version of inr-align; start anew with --overwrite")
@@ -64,7 +64,7 @@ class Checkpoint:
                 f"{path}: belongs to a run with other {', '.join(changed)}; give the same ones, or start "
                 "anew with --overwrite"
             )
-        return cls(path, identity, head["stages"], arrays)
+        return cls(path, identity, stages, arrays)
 
     def save(self) -> None:
         """Write the state; replaces the file by rename."""

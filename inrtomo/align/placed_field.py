@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from inrtomo.errors import InputError
 from inrtomo.fields import DensityField, load_field
 from inrtomo.geometry import centred_coordinates
+from inrtomo.io.npz import read_npz
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -42,8 +43,8 @@ class PlacedField:
         """Read what `save` wrote. Raises InputError for anything else."""
         field = load_field(path)
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                rotation, translation, raw_px = (archive[k] for k in ("rotation", "translation_px", "raw_px"))
+            arrays = read_npz(path)
+            rotation, translation, raw_px = (arrays[k] for k in ("rotation", "translation_px", "raw_px"))
             return cls(field, rotation.reshape(3, 3), translation.reshape(3), int(raw_px))
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"{path}: does not say where the density lies ({error}); make it again") from error

@@ -47,7 +47,9 @@ class Series:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Series:
-        return cls(values["name"], values["stack"], values["alignment"], values["options"])
+        alignment = values["alignment"]
+        options = {str(k): str(v) for k, v in values["options"].items()}
+        return cls(str(values["name"]), str(values["stack"]), alignment and str(alignment), options)
 
 
 def find_series(given: Sequence[str], known: Mapping[str, str]) -> list[Series]:

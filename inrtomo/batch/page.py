@@ -95,9 +95,14 @@ def _outliers(summary: Summary) -> Iterator[str]:
         return
     yield f"<h2>Worth a look: {len(found)}</h2>\n<table><tbody>\n"
     for name, reasons in found.items():
-        link = f'<a href="{html.escape(name)}/">{html.escape(name)}</a>'
-        yield f"<tr><td>{link}</td><td>{html.escape('; '.join(reasons))}</td></tr>\n"
+        yield f"<tr><td>{_link(summary, name)}</td><td>{html.escape('; '.join(reasons))}</td></tr>\n"
     yield "</tbody></table>\n"
+
+
+def _link(summary: Summary, name: str) -> str:
+    """To the page of a series where there is one, or else to its folder."""
+    page = f"{name}_report.html" if summary.batch.step == "report" else ""
+    return f'<a href="{html.escape(name)}/{html.escape(page)}">{html.escape(name)}</a>'
 
 
 def _plots(summary: Summary) -> Iterator[str]:
@@ -142,8 +147,7 @@ def _table(summary: Summary) -> Iterator[str]:
 
 def _table_row(summary: Summary, k: int, row: Row) -> str:
     kind = row.state if row.state in (DONE, FAILED) else "other"
-    link = f'<a href="{html.escape(row.name)}/">{html.escape(row.name)}</a>'
-    cells = [f'<td>{link}</td><td class="{kind}">{row.state}</td>']
+    cells = [f'<td>{_link(summary, row.name)}</td><td class="{kind}">{row.state}</td>']
     for key in summary.columns:
         value = row.measured.get(key)
         out = " out" if key in summary.outliers and summary.outliers[key][k] else ""

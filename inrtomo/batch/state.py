@@ -70,12 +70,13 @@ class Batch:
         """The batch of a folder, as it was last started."""
         try:
             values = json.loads((path / STATE / "batch.json").read_text(encoding="utf-8"))
+            source, command, options = values["from"], str(values["command"]), tuple(map(str, values["options"]))
+            return cls(path.absolute(), command, options, Path(source) if source else None, Path(values["cwd"]))
         except FileNotFoundError:
             raise InputError(f"{path}: no batch was started here; give the -o of an inr-batch run") from None
-        source = values["from"]
-        return cls(
-            path.absolute(), values["command"], tuple(values["options"]), source and Path(source), Path(values["cwd"])
-        )
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged = path / STATE / "batch.json"
+            raise InputError(f"{damaged}: is damaged; remove it and give command, series and options again") from None
 
     def save(self) -> None:
         """Say in the folder what is done here; InputError where it is something else."""
@@ -91,7 +92,7 @@ class Batch:
     def series(self) -> dict[str, Series]:
         """Every series the batch was ever given, by name; a line each, so that several processes can add to it."""
         try:
-            lines = (self.state / "series.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (self.state / "series.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return {}
         rows = (_series_of(line) for line in lines)
@@ -118,13 +119,13 @@ class Batch:
         return found
 
     def record(self, name: str) -> dict[str, Any] | None:
-        """The record of a series, or None where there is none yet."""
+        """The record of a series, or None where there is none yet; what a power cut left of one is one that says so."""
         for ending in RECORDS:
             try:
-                record: dict[str, Any] = json.loads((self.state / f"{name}.{ending}").read_text(encoding="utf-8"))
+                text = (self.state / f"{name}.{ending}").read_text(encoding="utf-8", errors="replace")
             except FileNotFoundError:
                 continue
-            return record | {"state": ending}
+            return _record_of(text) | {"state": ending}
         return None
 
     def is_settled(self, name: str) -> bool:
@@ -190,10 +191,21 @@ class Claim:
             path.unlink(missing_ok=True)
 
 
+def _record_of(text: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+        kinds = ((record["measured"], dict), (record["message"], str), (record["tail"], list))
+        if all(isinstance(value, kind) for value, kind in kinds):
+            return dict(record) | {"attempts": int(record["attempts"]), "seconds": float(record["seconds"])}
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        pass
+    return {"attempts": 1, "message": "its record is damaged", "seconds": 0.0, "measured": {}, "tail": []}
+
+
 def _series_of(line: str) -> Series | None:
     try:
         return Series.from_dict(json.loads(line))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

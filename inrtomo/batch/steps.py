@@ -76,6 +76,15 @@ def _recon_measured(series: Series, out: Path) -> Measured:
     return {"tilts_used": len(made["tilts_used"]), "energy_in_wedge": made["wedge_energy"]}
 
 
+def _infer(series: Series, source: Path | None, out: Path) -> list[str]:
+    return _recon(series, source, out)  # under the same name, so that inr-batch fsc finds its halves
+
+
+def _infer_measured(series: Series, out: Path) -> Measured:
+    outside = _json(out / f"{series.name}_rec.json")["all"]["outside_training_range"]
+    return _recon_measured(series, out) | {"outside_training": "yes" if outside else "no"}
+
+
 def _export(series: Series, source: Path | None, out: Path) -> list[str]:
     return [series.stack, _alignment(series, source), "-o", str(out / f"{series.name}_ali.mrc")]
 
@@ -96,6 +105,23 @@ def _fsc_measured(series: Series, out: Path) -> Measured:
     return {"resolution_A": _json(out / f"{series.name}.json")["resolution_A"]}
 
 
+def _report(series: Series, source: Path | None, out: Path) -> list[str]:
+    return [_alignment(series, source), "-o", str(out / series.name), "--stack", series.stack]
+
+
+def _report_measured(series: Series, out: Path) -> Measured:
+    values = _json(out / f"{series.name}_report.json")
+    return {
+        "verdict": values["verdict"],
+        "disagreement_px": values["disagreement_px"],
+        "residual_px": values["residual_rms_px"],
+        "thickness_nm": values["thickness_nm"],
+        "axis_deg": values["tilt_axis_deg"],
+        "excluded_tilts": values["excluded_tilts"],
+        "resolution_A": values["resolution_A"],
+    }
+
+
 def _json(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return values
@@ -107,7 +133,9 @@ STEPS = {
         Step("align", _align, ("--resume",), _align_measured),
         Step("export", _export, ("--overwrite",), _export_measured),
         Step("recon", _recon, ("--overwrite",), _recon_measured),
+        Step("infer", _infer, ("--overwrite",), _infer_measured),
         Step("fsc", _fsc, ("--overwrite",), _fsc_measured),
+        Step("report", _report, ("--overwrite",), _report_measured),
     )
 }
 

@@ -29,16 +29,19 @@ HIGH, LOW, BOTH = "high", "low", "both"
 
 @dataclass(frozen=True)
 class Column:
-    """A measured value: how it is called, its unit, and on which side it is worth a look."""
+    """A measured value: how it is called, its unit, and on which side it is worth a look, or unlike which word."""
 
     title: str
     unit: str = ""
     side: str = ""
     least: float | None = None
     is_angle: bool = False
+    good: str = ""
 
 
 COLUMNS = {
+    "verdict": Column("verdict", good="good"),
+    "disagreement_px": Column("disagreement", "px", HIGH),
     "residual_px": Column("residual", "px", HIGH),
     "thickness_nm": Column("thickness", "nm", BOTH),
     "axis_deg": Column("tilt axis", "°", BOTH, least=1.0, is_angle=True),
@@ -46,6 +49,7 @@ COLUMNS = {
     "held_out_loss": Column("held-out loss", "", HIGH),
     "kept": Column("kept"),
     "axis_doubtful": Column("axis 180° in doubt"),
+    "outside_training": Column("unlike the training", good="no"),
     "memory_GiB": Column("memory", "GiB"),
     "tilts_used": Column("tilts used", "", LOW, least=3.0),
     "energy_in_wedge": Column("variance in wedge", "", HIGH),
@@ -101,6 +105,10 @@ class Summary:
     def standing_out(self) -> dict[str, list[str]]:
         """Names of series that stand out, and in what."""
         found: dict[str, list[str]] = {}
+        for key, column in self.columns.items():
+            for row in self.rows if column.good else ():
+                if row.measured.get(key, column.good) != column.good:
+                    found.setdefault(row.name, []).append(f"{column.title} {shown(row.measured[key])}")
         for key, flags in self.outliers.items():
             column = self.columns[key]
             middle = np.nanmedian(self.numbers(key)) if flags.any() else 0.0

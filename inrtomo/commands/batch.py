@@ -29,7 +29,7 @@ SUMMARY_EVERY_S = 60.0
 WAIT_S = 5.0
 MOST_LINES = 20
 """Of a list on the screen; the page has all of it."""
-SHOWN = ("residual_px", "thickness_nm", "axis_deg", "resolution_A")
+SHOWN = ("verdict", "residual_px", "thickness_nm", "axis_deg", "resolution_A")
 """Worth a word on the line of a series that is done."""
 
 
@@ -84,7 +84,7 @@ def main(
     template: Path | None,
     wait: bool,
 ) -> None:
-    """Run inr-align, inr-export, inr-recon or inr-fsc over many series.
+    """Run inr-align, inr-export, inr-recon, inr-infer, inr-fsc or inr-report over many series.
 
     SERIES are stacks, folders of stacks, quoted patterns ("raw/*/*.st") and tables (.csv, .star, .json) with a column
     stack and, where wanted, name, alignment and options of the command: tilt_axis, thickness, … What follows -- is for
@@ -275,7 +275,7 @@ def _line(name: str, record: dict[str, Any]) -> str:
     said = [f"{name} {record['state']} in {record['seconds']:.0f} s"]
     for key in SHOWN:
         if record["measured"].get(key) is not None:
-            said.append(f"{COLUMNS[key].title} {shown(record['measured'][key])} {COLUMNS[key].unit}")
+            said.append(f"{COLUMNS[key].title} {shown(record['measured'][key])} {COLUMNS[key].unit}".rstrip())
     return "  ".join([*said, *([record["message"]] if record["state"] != DONE else [])])
 
 

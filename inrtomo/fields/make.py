@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,18 @@ from inrtomo.fields.encodings import FourierFeatures, HashGrid
 from inrtomo.fields.factors import FactorGrid
 from inrtomo.fields.grid import GridField
 from inrtomo.fields.tensor import TensorField
+from inrtomo.io.npz import read_npz
+
+MOST = 2**16
+"""Voxels of the finest level along a side of a field, and anything that is counted in its configuration."""
+
+
+class _Sized(Protocol):
+    @property
+    def n_parameters(self) -> int: ...
+
+
+Part = TypeVar("Part", bound=_Sized)
 
 
 def make_field(
@@ -37,6 +50,7 @@ def make_field(
     backend: str = "cpu",
     plane: int = 22,
     tree: Sequence[Sequence[int]] | None = None,
+    most: float = math.inf,
 ) -> DensityField:
     """A density field by name.
 
@@ -59,6 +73,7 @@ def make_field(
         backend: of grid and tensor fields, ``"cpu"`` or ``"reference"``.
         plane, tree: of a tensor field: vertices of a node along x and y, and ``(level, i, j)`` of its nodes
             (None: a uniform tree with vertices four times ``finest_px`` apart, to be refined by `tensor.adapted`).
+        most: parameters it may have (ValueError for more, before they are made).
     """
     config: dict[str, Any] = {
         "kind": kind, "box": [float(v) for v in box], "finest_px": float(finest_px), "levels": levels,
@@ -66,15 +81,21 @@ def make_field(
         "log2_table": log2_table, "decoder": decoder, "scale": float(scale), "initial": float(initial),
         "backend": backend,
     }  # fmt: skip
+
+    def limited(part: Part) -> Part:
+        if part.n_parameters > most:
+            raise ValueError(f"it would have {part.n_parameters} parameters, not {most:g}")
+        return part
+
     if kind == "mlp":
         from inrtomo.fields.network import FourierField  # brings torch along, which the others do without
 
         fourier = FourierFeatures(box, finest_px, levels, features or 64, seed)
         return FourierField(
-            config, fourier, decoders.mlp(fourier.n_features, width or 128, hidden or 3, start="random")
+            config, fourier, limited(decoders.mlp(fourier.n_features, width or 128, hidden or 3, start="random"))
         )
     if kind == "hash":
-        grid = HashGrid(box, finest_px, levels, features or 2, growth, log2_table)
+        grid = limited(HashGrid(box, finest_px, levels, features or 2, growth, log2_table))
         makers = {
             "mlp": lambda: decoders.mlp(
                 grid.n_features, width or 16, 1 if hidden is None else hidden, share=grid.features
@@ -83,32 +104,43 @@ def make_field(
         }
         if decoder not in makers:
             raise ValueError(f"unknown decoder {decoder!r}; use one of {', '.join(makers)}")
-        return GridField(config, grid, makers[decoder]())
+        return GridField(config, grid, limited(makers[decoder]()))
     if kind == "voxel":
-        grid = HashGrid(box, finest_px, levels, features or 1, growth, log2_table=62)
+        grid = limited(HashGrid(box, finest_px, levels, features or 1, growth, log2_table=62))
         return GridField(config, grid, decoders.total(grid.n_features))
     if kind == "tensor":
         factors = FactorGrid.over(config["box"], finest_px, plane, features or 16)
         if tree is not None:
             leaves = tuple((int(level), int(i), int(j)) for level, i, j in tree)
             factors = factors.with_tree(replace(factors.tree, leaves=leaves))
-        return TensorField(config | {"plane": plane}, factors)
+        return TensorField(config | {"plane": plane}, limited(factors))
     if kind == "siren":
         from inrtomo.fields.network import SirenField
 
-        return SirenField(config, decoders.mlp(3, width or 128, hidden or 3))
+        return SirenField(config, limited(decoders.mlp(3, width or 128, hidden or 3)))
     raise ValueError(f"unknown field {kind!r}; use 'hash', 'voxel', 'mlp', 'siren' or 'tensor'")
 
 
 def load_field(path: Path) -> DensityField:
-    """A field from the file that `DensityField.save` wrote."""
+    """A field from the file that `DensityField.save` wrote.
+
+    Raises:
+        InputError: another file, or one whose configuration does not go with its parameters.
+    """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            state = {name: archive[name] for name in ("parameters", "config")}
+        state = read_npz(path)
         config = json.loads(str(state["config"]))
-        config["box"] = tuple(config["box"])
-        field = make_field(**config)
+        box, parameters = np.array(config["box"], dtype=np.float64), state["parameters"]
+        sides = (box[1::2] - box[::2]) / config["finest_px"] + 1
+        counts = [value for key, value in config.items() if isinstance(value, int) and key != "seed"]
+        if not all(1 <= n <= MOST for n in sides) or not all(0 <= n <= MOST for n in counts):
+            raise ValueError("its size is none")
+        if not np.isfinite(parameters).all():
+            raise ValueError("its parameters are no numbers")
+        field = make_field(**{**config, "box": tuple(box)}, most=parameters.size)
+        if field.parameters().shape != parameters.shape:
+            raise ValueError(f"{parameters.size} parameters instead of {field.parameters().size}")
         field.load_state_dict(state)
-    except (KeyError, ValueError, TypeError, OSError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError, OSError) as error:
         raise InputError(f"{path}: not a density field of this program ({error}); make it again") from error
     return field
