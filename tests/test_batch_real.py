@@ -21,6 +21,7 @@ from tests.slurm_here import slurm_here
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 600.0
+WEIGHTS = ROOT / "inrtomo" / "weights" / "localized.safetensors"
 TINY = "--size 48 48 --thickness 15 --tilt-step 12 --snr 10 --shifts 3 --warp 0 --beads 4 --seed 1"
 """A series that is aligned in less than half a minute."""
 
@@ -80,6 +81,29 @@ def test_killed_and_gone_on_with(raw: Path, tmp_path: Path, inr: Inr) -> None:
     fsc = tmp_path / "fsc"
     assert inr("batch", "fsc", "--from", rec, "-o", fsc, "--workers", 1).exit_code == 0
     assert "resolution_A" in (Batch.open(fsc).record("ts1") or {})["measured"]
+
+    pages = tmp_path / "pages"
+    told = inr("batch", "report", "--from", out, "-o", pages, "--workers", 1)
+    assert told.exit_code == 0, told.output
+    for name in ("ts1", "ts3"):
+        verdict = json.loads((pages / name / f"{name}_report.json").read_text())["verdict"]
+        assert (Batch.open(pages).record(name) or {})["measured"]["verdict"] == verdict
+        assert f"{name} done" in told.output and f"verdict {verdict}" in told.output
+        assert f'href="{name}/{name}_report.html"' in (pages / "summary.html").read_text()
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="needs the weights of inr-infer, which are not here")
+def test_inferred_by_the_network(raw: Path, tmp_path: Path, tiny_series: Path, inr: Inr) -> None:
+    """From a table that names an alignment of each; the halves are where inr-batch fsc looks for them."""
+    table = tmp_path / "series.csv"
+    table.write_text(f"stack,alignment\nraw/ts1.mrc,{tiny_series / 'ts_truth.json'}\nraw/ts2.mrc,nowhere.xf\n")
+    out = tmp_path / "inferred"
+    made = inr("batch", "infer", table, "-o", out, "--workers", 1, "--", "--halves", "--bin", 2)
+    assert made.exit_code == 1 and Batch.open(out).states() == {"ts1": DONE, "ts2": FAILED}, made.output
+    assert read_header(out / "ts1" / "ts1_rec.mrc").shape[2] == 48
+    assert (Batch.open(out).record("ts1") or {})["measured"]["outside_training"] in ("yes", "no")
+    fsc = tmp_path / "fsc"
+    assert inr("batch", "fsc", "--from", out, "-o", fsc, "--workers", 1).exit_code == 0
 
 
 @pytest.fixture
