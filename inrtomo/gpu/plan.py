@@ -92,10 +92,8 @@ class LatticePlan:
         vertices = low + np.arange(count)
         starts = np.searchsorted(cell, vertices - 1, side="left")
         stops = np.searchsorted(cell, vertices, side="right")
-        whole = (self._tensor(v, torch.int32) for v in (starts, stops))
-        return Span(
-            low, count, self._tensor(cell, torch.int32), self._tensor(frac), *whole, int((stops - starts).max())
-        )
+        index, first, last = (self._tensor(v, torch.int32) for v in (cell, starts, stops))
+        return Span(low, count, index, self._tensor(frac), first, last, int((stops - starts).max()))
 
     @cached_property
     def runs(self) -> dict[int, Runs]:

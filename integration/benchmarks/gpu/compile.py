@@ -20,10 +20,35 @@ DECODERS = {
     "8 x 4, 2 x 64 wide": {"F": 4, "ACTIVE": 8, "NIN": 32, "WIDTH": 64, "HIDDEN": 2, "K": 32, "H": 64},
     "7 x 1, summed": {"F": 1, "ACTIVE": 7, "NIN": 7, "WIDTH": 1, "HIDDEN": 0, "K": 16, "H": 16},
 }
-INTEGER_ARRAYS = ("geometry", "z_index", "x_index", "y_index", "index", "caps", "z_low", "rows", "starts", "stops")
+INTEGER_ARRAYS: tuple[str, ...] = (
+    "geometry",
+    "z_index",
+    "x_index",
+    "y_index",
+    "index",
+    "caps",
+    "z_low",
+    "rows",
+    "starts",
+    "stops",
+)
 INTEGER_ARRAYS += ("order", "subset")
 REAL_NUMBERS = ("scale", "x0", "u0", "least", "lowest", "weight", "rounding", "beta1", "beta2", "epsilon", "samples")
-INTEGERS = ("n", "nx", "ny", "nz", "n_u", "n_v", "n_x", "n_y", "n_tilts", "n_lines", "n_blocks", "n_slots", "n_private")
+INTEGERS: tuple[str, ...] = (
+    "n",
+    "nx",
+    "ny",
+    "nz",
+    "n_u",
+    "n_v",
+    "n_x",
+    "n_y",
+    "n_tilts",
+    "n_lines",
+    "n_blocks",
+    "n_slots",
+    "n_private",
+)
 INTEGERS += (
     "n_weights",
     "n_vertices",
@@ -43,6 +68,7 @@ def kernels() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, str]]]:
     """Name, kernel, its compile-time constants, and types of arguments that their names do not tell."""
     from inrtomo.gpu import hash_field, hash_kernels, projector_kernels
 
+    tile: dict[str, Any]
     for name, decoder in DECODERS.items():
         tile = decoder | {"HALF": True, "BLOCK": hash_field.BLOCK}
         train = {"TRAIN": decoder["HIDDEN"] > 0}
