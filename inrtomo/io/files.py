@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
+import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,16 +47,33 @@ def make_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary path in the folder of ``path``, renamed to it when the block ends well, removed when it does not."""
+    """A temporary path in the folder of ``path``, renamed to it when the block ends well, removed when it does not.
+
+    What is left of earlier attempts at the same file, whose process on this machine was killed, is removed too.
+    """
     path = Path(path)
     check_output(path, overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    here = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.{here}-*-*.part"):
+        if not _is_running(left_over.name.split("-")[-2]):
+            left_over.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{here}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield temporary
         check_output(path, overwrite)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, OSError):
+        pass  # somebody else's, or no process number
+    return True
 
 
 def write_text(path: str | Path, text: str, overwrite: bool = False) -> Path:

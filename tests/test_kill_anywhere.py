@@ -1,0 +1,119 @@
+"""Commands killed at twenty random moments: what they leave is gone on with, and the result is the same as without."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inrtomo.alignment import Alignment
+from inrtomo.batch.state import DONE, Batch
+from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.mrc import read_volume
+from tests.forks import Forks
+from tests.running import ROOT, run_command
+
+pytestmark = pytest.mark.slow
+
+KILLS = 20
+SAME_PX = 1e-3
+TINY = "--size 48 48 --thickness 15 --tilt-step 12 --snr 10 --shifts 3 --warp 0 --beads 4 --seed 1 --base ts"
+STAND_IN = f"import inrtomo.batch.runner as r; r.CHILD = open({str(ROOT / 'tests' / 'fake_align.py')!r}).read()"
+
+
+@pytest.fixture(scope="module")
+def smallest_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``ts.mrc`` (48 x 48 px, 11 tilts), its angles and truth."""
+    folder = tmp_path_factory.mktemp("smallest")
+    assert run_command("simulate", "-o", folder, *TINY.split()).exit_code == 0
+    return folder
+
+
+def is_same(a: Alignment, b: Alignment) -> bool:
+    """Everything, the warp in the frame of the images included, to a thousandth of a pixel."""
+    corners = np.array([[x, y, z] for x in (-20.0, 20.0) for y in (-20.0, 20.0) for z in (-5.0, 5.0)])
+    apart = [np.abs(a.specimen_to_raw(m, corners) - b.specimen_to_raw(m, corners)).max() for m in range(a.n_tilts)]
+    return a.excluded == b.excluded and max(apart) < SAME_PX
+
+
+def test_align(smallest_series: Path, tmp_path: Path) -> None:
+    """The whole of inr-align with --resume; states are saved more often than every 15 s, since it takes no longer."""
+    args = (smallest_series / "ts.mrc", "--tilt-axis", 0, "--seed", 1)
+    often = "import inrtomo.align.checkpoint as c; c.SAVE_EVERY_S = 0.3"
+    with Forks("align", "PROF", tmp_path / "log", ["inrtomo.align.pipeline", "inrtomo.report.figures"], often) as run:
+        assert run([*args, "-o", tmp_path / "first"]).exit_code == 0, run.said()  # compiles what was not yet
+        whole = run([*args, "-o", tmp_path / "whole"])
+        truth = read_alignment(tmp_path / "whole")
+        assert is_same(read_alignment(tmp_path / "first"), truth), "two runs of one seed differ"
+        moments, kills, complete = random.Random(1), 0, 0
+        while kills < KILLS or not complete:
+            out = tmp_path / f"out{complete}"
+            after = moments.uniform(0, 0.7 * whole.seconds) if kills < KILLS else 0.0
+            ended = run([*args, "-o", out, "--resume"], after)
+            kills += ended.killed
+            if not ended.killed:
+                assert ended.exit_code == 0, run.said()
+                assert is_same(read_alignment(out), truth), "going on led elsewhere than running through"
+                assert not [path for path in out.iterdir() if path.name.startswith(".") or "checkpoint" in path.name]
+                complete += 1
+            elif (out / "ts_align.json").exists():  # written last: then everything is there
+                assert is_same(read_alignment(out), truth)
+
+
+def test_recon_field(smallest_series: Path, tmp_path: Path) -> None:
+    """It begins anew; until it is through there is nothing under the result's name."""
+    args = (smallest_series / "ts.mrc", smallest_series / "ts_truth.json", "--method", "field", "--field", "voxel")
+    args += ("--bin", 2, "--thickness", 15)
+    modules = ["inrtomo.commands._recon_run", "inrtomo.reconstruct.field"]
+    with Forks("recon", "PROF", tmp_path / "log", modules) as run:
+        assert run([*args, "-o", tmp_path / "first.mrc"]).exit_code == 0, run.said()
+        whole = run([*args, "-o", tmp_path / "whole.mrc"])
+        truth = read_volume(tmp_path / "whole.mrc")[0]
+        np.testing.assert_allclose(read_volume(tmp_path / "first.mrc")[0], truth, atol=1e-4 * np.ptp(truth))
+        moments, kills = random.Random(2), 0
+        out = tmp_path / "out" / "ts_rec.mrc"
+        out.parent.mkdir()
+        while kills < KILLS:
+            ended = run([*args, "-o", out, "--overwrite"], moments.uniform(0, whole.seconds))
+            kills += ended.killed
+            if ended.killed and not out.exists():
+                continue
+            np.testing.assert_allclose(read_volume(out)[0], truth, atol=1e-4 * np.ptp(truth))
+            json.loads(out.with_suffix(".json").read_text())
+            out.unlink()
+        assert run([*args, "-o", out, "--overwrite"]).exit_code == 0, run.said()
+        assert not list(out.parent.glob(".*")), "left of those that were killed"
+        np.testing.assert_allclose(read_volume(out)[0], truth, atol=1e-4 * np.ptp(truth))
+
+
+def test_batch(tmp_path: Path) -> None:
+    """The batch itself, with a stand-in for its command; whatever it was doing, the same call goes on with it."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    names = [f"ts{k:02d}" for k in range(12)]
+    for name in names:
+        (raw / f"{name}.mrc").write_text("sleep 0.1")
+    args = ("align", raw, "-o", out, "--workers", 2)
+    with Forks("batch", "REAL", tmp_path / "log", ["inrtomo.commands.align"], STAND_IN) as run:
+        moments, kills = random.Random(3), 0
+        for _ in range(KILLS):
+            ended = run(args, moments.uniform(0.01, 3.0))
+            kills += ended.killed
+            assert ended.killed or ended.exit_code == 0, run.said()
+        assert kills, "it was through before it was killed"
+        assert run(args).exit_code == 0, run.said()
+        assert run(["status", "-o", out]).exit_code == 0, run.said()
+    batch = Batch.open(out)
+    assert batch.states() == dict.fromkeys(names, DONE)
+    started = Counter((raw / "starts").read_text().split())
+    for name in names:
+        json.loads((out / name / f"{name}_align.json").read_text())
+        assert 1 <= started[name] <= (batch.record(name) or {})["attempts"] <= KILLS + 1
+    assert not list(batch.state.glob("*.claimed*"))
+    assert sorted(path.name for path in batch.state.glob("ts*")) == sorted(
+        f"{name}.{ending}" for name in names for ending in ("done", "log")
+    )
