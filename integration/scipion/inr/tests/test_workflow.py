@@ -13,6 +13,7 @@ import mrcfile
 import numpy as np
 import pyworkflow as pw
 from pyworkflow.tests import BaseTest, setupTestProject
+from tomo.objects import CTFTomo, CTFTomoSeries, SetOfCTFTomoSeries
 from tomo.protocols import ProtImportTs
 
 from inr import Plugin, pages
@@ -23,6 +24,7 @@ from inr.series_files import read_series, write_alignment
 
 SIZE, PIXEL_A, AXIS_DEG, BINNING = 96, 10.0, 5.0, 2
 SIMULATED = f"--size {SIZE} {SIZE} --thickness 30 --tilt-step 8 --snr 10 --shifts 4 --warp 1 --beads 4 --overwrite"
+TILTS = 15
 MAX_ERROR_PX = 0.7
 DISABLED = 2  # index in the stack, from 0
 
@@ -127,8 +129,7 @@ class TestInrWorkflow(BaseTest):
         for tilt_series in aligned.iterItems():
             series = read_series(tilt_series)
             self.assertTrue(series.is_aligned)
-            self.assertEqual(len(series.views), 16)
-            self.assertEqual([view.order for view in series.views], list(range(1, 17)))
+            self.assertEqual([view.order for view in series.views], list(range(1, TILTS + 1)))
             self.assertAlmostEqual(tilt_series.getAcquisition().getTiltAxisAngle(), AXIS_DEG, delta=1.5)
             # from the set alone, through our conventions, against the truth
             written = write_alignment(series, f"compare/{series.ts_id}")
@@ -143,7 +144,7 @@ class TestInrWorkflow(BaseTest):
         failed = self.align.FailedTiltSeries
         self.assertEqual(list(failed.getTSIds()), ["TS_02"])
         for tilt_series in failed.iterItems():
-            self.assertEqual(tilt_series.getSize(), 16)
+            self.assertEqual(tilt_series.getSize(), TILTS)
         summary = "\n".join(self.align.summary())
         self.assertIn("TS_02 failed", summary)
         self.assertIn("inr-align: ", summary)
@@ -196,9 +197,22 @@ class TestInrWorkflow(BaseTest):
         self.assertIn('href="TS_01/TS_01_report.html"', page)
         self.assertGreater(os.path.getsize(prot.report("TS_01")), 50_000)
 
-    def test_4_infer(self):
-        prot = self.launch(ProtInrInfer, useGpu=False, binning=BINNING, halves=False)
+    def test_4_infer_with_ctf(self):
+        self._add_ctf()
+        prot = self.newProtocol(
+            ProtInrInfer, useGpu=False, binning=BINNING, halves=False, numberOfThreads=3, binThreads=1
+        )
+        for name, output in (("inputSetOfTiltSeries", "TiltSeries"), ("inputSetOfCtfTomoSeries", "CTFTomoSeries")):
+            getattr(prot, name).set(self.align)
+            getattr(prot, name).setExtended(output)
+        self.assertEqual(prot.validate(), [])
+        self.launchProtocol(prot)
         self.check_tomograms(prot.Tomograms, halves=False)
+        self.assertTrue(prot.Tomograms.ctfCorrected())
+        with open(prot.log("TS_01")) as file:
+            self.assertIn(f"--ctf {prot.folder('TS_01', 'TS_01_ctf.txt')}", file.readline())
+        rows = np.loadtxt(prot.folder("TS_01", "TS_01_ctf.txt"))
+        self.assertEqual(rows[:, 1].tolist(), [20000.0 + order for order in range(1, TILTS + 1)])
 
     def test_5_alignment_of_others(self):
         """Matrices that no run of ours made are used as they are; nothing is borrowed from a run."""
@@ -230,6 +244,22 @@ class TestInrWorkflow(BaseTest):
             acquisition = tomogram.getAcquisition()
             self.assertLess(acquisition.getAngleMin(), -50)
             self.assertGreater(acquisition.getAngleMax(), 50)
+
+    def _add_ctf(self):
+        """A CTF for every image, as another output of the align protocol."""
+        whole = SetOfCTFTomoSeries.create(self.align._getPath(), template="ctf")
+        whole.setSetOfTiltSeries(self.align.TiltSeries)
+        series = CTFTomoSeries(tsId="TS_01")
+        whole.append(series)
+        for order in range(1, TILTS + 1):
+            ctf = CTFTomo(index=order, acqOrder=order)
+            ctf.setStandardDefocus(20000.0 + order, 20000.0, 0.0)
+            series.append(ctf)
+        series.write(properties=False)
+        whole.update(series)
+        whole.write()
+        self.align._defineOutputs(CTFTomoSeries=whole)
+        self.proj._storeProtocol(self.align)
 
     def _disable(self, index):
         """Disable an image of the first series in the aligned set, as the viewer does."""
