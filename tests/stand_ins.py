@@ -11,6 +11,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -102,4 +103,7 @@ if __name__ == "__main__":
     program, *rest = sys.argv[1:]
     with open(os.environ["CALLS"], "a", encoding="utf-8") as calls:
         calls.write(" ".join([program, *rest]) + "\n")
-    {"submfg": submfg, "newstack": newstack, "tilt": tilt, "WarpTools": warptools}[program](*rest)
+    programs: dict[str, Callable[..., None]] = {
+        "submfg": submfg, "newstack": newstack, "tilt": tilt, "WarpTools": warptools,
+    }  # fmt: skip
+    programs[program](*rest)

@@ -149,6 +149,10 @@ def test_an_install_without_a_network(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stdout + made.stderr
     sums = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=house, capture_output=True, text=True)
     assert sums.returncode == 0, sums.stdout
+    wheels = [path.name.split("-")[0] for path in house.glob("*.whl")]
+    assert len(set(wheels)) == len(wheels), "two versions of a package: the one not asked for would be installed"
+    if list(house.glob("torch-*+cpu-*.whl")):
+        assert not [name for name in wheels if name.startswith("nvidia")]
     nowhere = "http://127.0.0.1:9"
     offline = {"PIP_INDEX_URL": nowhere, "http_proxy": nowhere, "https_proxy": nowhere, "PIP_FIND_LINKS": ""}
     installed = run("make-venv", prefix, house, environment=offline)

@@ -56,15 +56,15 @@ def write_aretomo_folder(
         check_output(file, overwrite)
     notes = []
     if layout == 2:
-        rows = a.included[np.argsort(a.tilt_deg[a.included], kind="stable")]
+        rows: list[int] = sorted(a.included.tolist(), key=lambda m: (a.tilt_deg[m], m))
         assert stack is not None
-        _copy_images(Path(stack), files[".mrc"], rows.tolist(), a.n_tilts, overwrite)
+        _copy_images(Path(stack), files[".mrc"], rows, a.n_tilts, overwrite)
         excluded: list[int] = []
         raw = f"{base}.mrc"
         if a.excluded:
             notes.append(f"{base}.mrc: images {', '.join(map(str, sorted(a.excluded)))} (from 0) are not in it")
     else:
-        rows, excluded = np.arange(a.n_tilts), sorted(a.excluded)
+        rows, excluded = list(range(a.n_tilts)), sorted(a.excluded)
         raw = f"{record.name}.mrc" if stack is None else os.path.relpath(stack, folder)
     linear, shift = a.linear.copy(), a.shift_px.copy()
     linear[excluded], shift[excluded] = np.eye(2), 0.0
