@@ -31,7 +31,7 @@ class ProtInrBase(EMProtocol, ProtTomoBase, ProtStreamingBase):
     A protocol of its own says what to do with a series (`process`) and what it adds to the outputs (`addOutput`).
     """
 
-    _label = None
+    _label: str | None = None
     stepsExecutionMode = STEPS_PARALLEL
     MAIN_OUTPUT = TOMOGRAMS
 
@@ -288,7 +288,7 @@ class ProtInrBase(EMProtocol, ProtTomoBase, ProtStreamingBase):
     # ------------------------------------------------- information -------------------------------------------------
 
     def _validate(self):
-        errors = []
+        errors: list[str] = []
         self._validateThreads(errors)
         if self.usesGpu() and not self.getGpuList():
             errors.append("Use GPU is on, but the list of GPU IDs is empty.")

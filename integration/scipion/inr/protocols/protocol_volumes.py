@@ -17,7 +17,7 @@ NM_IN_A = 10.0
 class ProtInrVolumes(ProtInrBase):
     """Tomograms along the rays of an alignment: our own with its local motion, or that of the set."""
 
-    _label = None
+    _label: str | None = None
     _possibleOutputs = {TOMOGRAMS: SetOfTomograms, FAILED: SetOfTiltSeries}
     PROGRAM = ""
 

@@ -2,8 +2,9 @@
 
 import os
 import re
-import stat
 import subprocess
+import sys
+import zipfile
 
 import pytest
 import pyworkflow as pw
@@ -58,13 +59,13 @@ def test_wizard_fills_in_the_axis(domain):
     from inr.wizards import InrTiltAxisWizard
 
     class Form:
+        protocol = protocols.ProtInrAlign()
         values = {}
 
         def setVar(self, name, value):
             self.values[name] = value
 
     form = Form()
-    form.protocol = protocols.ProtInrAlign()
     InrTiltAxisWizard().show(form)
     assert form.values == {}, "nothing is known without tilt series"
     tilt_series = SetOfTiltSeries(filename=":memory:")
@@ -111,30 +112,38 @@ class Binaries:
         self.name, self.options = name, options
 
 
-@pytest.mark.parametrize("source", ["stand-in", ""])
-def test_installer(domain, tmp_path, monkeypatch, source):
-    """The commands for `installb` make an environment with inr-align in it, here from a package that stands in."""
-    package = tmp_path / "stand-in"
-    (package / "standin").mkdir(parents=True)
-    (package / "standin" / "__init__.py").write_text("def main():\n    print('inr-align 0.1.0')\n")
-    (package / "setup.py").write_text(
-        "from setuptools import setup\n"
-        "setup(name='standin', version='0', packages=['standin'],"
-        " entry_points={'console_scripts': ['inr-align = standin:main']})\n"
-    )
-    monkeypatch.setitem(Plugin._vars, constants.INR_SOURCE, str(tmp_path / source) if source else "")
+def wheel(folder):
+    """A package with an inr-align that prints its version: nothing to download and nothing to build."""
+    path = folder / "standin-0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("standin.py", "def main():\n    print('inr-align 0.1.0')\n")
+        archive.writestr("standin-0.dist-info/METADATA", "Metadata-Version: 2.1\nName: standin\nVersion: 0\n")
+        archive.writestr("standin-0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("standin-0.dist-info/entry_points.txt", "[console_scripts]\ninr-align = standin:main\n")
+        archive.writestr("standin-0.dist-info/RECORD", "")
+    return str(path)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_installer(domain, tmp_path, monkeypatch, given):
+    """The commands for `installb` make an environment with inr-align in it, or say that no source is known."""
+    monkeypatch.setitem(Plugin._vars, constants.INR_SOURCE, wheel(tmp_path) if given else "")
     binaries = Binaries()
     Plugin.defineBinaries(binaries)
     ((command, flag),) = binaries.options["commands"]
     folder = tmp_path / "inrtomo-0.1.0"
     folder.mkdir()
-    environment = {**os.environ, "TORCH": "", "PIP_NO_BUILD_ISOLATION": "0"}
+    environment = {**os.environ, "TORCH": "", "PYTHON": sys.executable}
     done = subprocess.run(["sh", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
-    if not source:
+    if not given:
         assert done.returncode != 0 and constants.INR_SOURCE in done.stderr and not (folder / flag).exists()
         return
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / flag).exists() and (folder / "env" / "bin" / "inr-align").stat().st_mode & stat.S_IXUSR
+    assert done.stdout.splitlines()[-1] == "inr-align 0.1.0" and (folder / flag).exists()
+    monkeypatch.setitem(Plugin._vars, constants.INR_HOME, str(folder))
+    monkeypatch.setitem(Plugin._vars, constants.INR_ENV_ACTIVATION, "")
+    monkeypatch.setattr(Plugin, "_found", False)
+    assert Plugin.validateInstallation() == [], "what was installed is what the protocols start"
 
 
 # --- GPUs and failures ---------------------------------------------------------------------------------------------

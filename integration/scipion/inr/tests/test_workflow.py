@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
@@ -16,11 +17,13 @@ from pyworkflow.tests import BaseTest, setupTestProject
 from tomo.objects import CTFTomo, CTFTomoSeries, SetOfCTFTomoSeries
 from tomo.protocols import ProtImportTs
 
-from inr import Plugin, pages
+from inr import Plugin
 from inr.constants import INR_ENV_ACTIVATION
 from inr.local_motion import find_run
 from inr.protocols import ProtInrAlign, ProtInrInfer, ProtInrReconstruct, ProtInrReport
 from inr.series_files import read_series, write_alignment
+from inr.viewers import InrAlignViewer, InrReportViewer, InrTomogramViewer
+from inr.wizards import InrThicknessWizard
 
 SIZE, PIXEL_A, AXIS_DEG, BINNING = 96, 10.0, 5.0, 2
 SIMULATED = f"--size {SIZE} {SIZE} --thickness 30 --tilt-step 8 --snr 10 --shifts 4 --warp 1 --beads 4 --overwrite"
@@ -171,8 +174,8 @@ class TestInrWorkflow(BaseTest):
         self.assertIn(f"--exclude {DISABLED}", call)
         self.assertIn(self.align.folder("TS_01"), call, "the run with its local motion is found again")
         self.assertIn("CUDA_VISIBLE_DEVICES=7 inr-recon", log)
-        with open(pages.tomogram_page(prot)) as file:
-            self.assertIn('src="TS_01/TS_01_tomogram_live.png"', file.read())
+        (view,) = InrTomogramViewer(project=self.proj)._visualize(prot)
+        self.check_page(view.path, "TS_01/TS_01_tomogram_live.png")
         type(self).reconstructed = prot
 
     def test_3_report(self):
@@ -192,9 +195,8 @@ class TestInrWorkflow(BaseTest):
             self.assertGreater(value[0], 0.5)
         summary = "\n".join(prot.summary())
         self.assertIn("half maps agree to", summary)
-        with open(pages.report_page(prot)) as file:
-            page = file.read()
-        self.assertIn('href="TS_01/TS_01_report.html"', page)
+        (view,) = InrReportViewer(project=self.proj)._visualize(prot)
+        self.check_page(view.path, "TS_01/TS_01_report.html")
         self.assertGreater(os.path.getsize(prot.report("TS_01")), 50_000)
 
     def test_4_infer_with_ctf(self):
@@ -214,7 +216,19 @@ class TestInrWorkflow(BaseTest):
         rows = np.loadtxt(prot.folder("TS_01", "TS_01_ctf.txt"))
         self.assertEqual(rows[:, 1].tolist(), [20000.0 + order for order in range(1, TILTS + 1)])
 
-    def test_5_alignment_of_others(self):
+    def test_5_pictures_and_thickness(self):
+        (view,) = InrAlignViewer(project=self.proj)._visualize(self.align)
+        self.check_page(view.path, "TS_01/TS_01_alignment.png", "TS_01/TS_01_residual.png")
+        with open(view.path) as file:
+            self.assertIn("inr-align: ", file.read(), "why the other one failed")
+        form = SimpleNamespace(protocol=self.newProtocol(ProtInrReconstruct), values={})
+        form.setVar = form.values.__setitem__
+        form.protocol.inputSetOfTiltSeries.set(self.align)
+        form.protocol.inputSetOfTiltSeries.setExtended("TiltSeries")
+        InrThicknessWizard().show(form)
+        self.assertTrue(15 < form.values["thickness"] < 45, form.values)
+
+    def test_6_alignment_of_others(self):
         """Matrices that no run of ours made are used as they are; nothing is borrowed from a run."""
         aligned = self.align.TiltSeries
         for tilt_series in aligned.iterItems():
@@ -244,6 +258,14 @@ class TestInrWorkflow(BaseTest):
             acquisition = tomogram.getAcquisition()
             self.assertLess(acquisition.getAngleMin(), -50)
             self.assertGreater(acquisition.getAngleMax(), 50)
+
+    def check_page(self, page, *names):
+        """A page refers to files, and they are there."""
+        with open(page) as file:
+            text = file.read()
+        for name in names:
+            self.assertIn(f'="{name}"', text)
+            self.assertTrue(os.path.isfile(os.path.join(os.path.dirname(page), name)), name)
 
     def _add_ctf(self):
         """A CTF for every image, as another output of the align protocol."""
