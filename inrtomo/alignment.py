@@ -166,9 +166,9 @@ class Alignment:
         return axis_angle(self.linear)
 
     @property
-    def included(self) -> Array:
+    def included(self) -> NDArray[np.int64]:
         """Stack indices that are not excluded."""
-        return np.array([i for i in range(self.n_tilts) if i not in self.excluded], dtype=int)
+        return np.array([i for i in range(self.n_tilts) if i not in self.excluded], dtype=np.int64)
 
     def aligned_to_raw(self, tilt: int, u: Array) -> Array:
         """Raw points ``(..., 2)`` of image ``tilt`` for aligned points ``u`` ``(..., 2)``."""

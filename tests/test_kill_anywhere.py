@@ -66,14 +66,14 @@ def test_align(smallest_series: Path, tmp_path: Path) -> None:
 
 def test_recon_field(smallest_series: Path, tmp_path: Path) -> None:
     """It begins anew; until it is through there is nothing under the result's name."""
-    args = (smallest_series / "ts.mrc", smallest_series / "ts_truth.json", "--method", "field", "--field", "voxel")
-    args += ("--bin", 2, "--thickness", 15)
+    args = [smallest_series / "ts.mrc", smallest_series / "ts_truth.json", "--method", "field", "--field", "voxel"]
+    args += ["--bin", 2, "--thickness", 15]
     modules = ["inrtomo.commands._recon_run", "inrtomo.reconstruct.field"]
     with Forks("recon", "PROF", tmp_path / "log", modules) as run:
         assert run([*args, "-o", tmp_path / "first.mrc"]).exit_code == 0, run.said()
         whole = run([*args, "-o", tmp_path / "whole.mrc"])
         truth = read_volume(tmp_path / "whole.mrc")[0]
-        np.testing.assert_allclose(read_volume(tmp_path / "first.mrc")[0], truth, atol=1e-4 * np.ptp(truth))
+        np.testing.assert_allclose(read_volume(tmp_path / "first.mrc")[0], truth, atol=1e-4 * float(np.ptp(truth)))
         moments, kills = random.Random(2), 0
         out = tmp_path / "out" / "ts_rec.mrc"
         out.parent.mkdir()
@@ -82,12 +82,12 @@ def test_recon_field(smallest_series: Path, tmp_path: Path) -> None:
             kills += ended.killed
             if ended.killed and not out.exists():
                 continue
-            np.testing.assert_allclose(read_volume(out)[0], truth, atol=1e-4 * np.ptp(truth))
+            np.testing.assert_allclose(read_volume(out)[0], truth, atol=1e-4 * float(np.ptp(truth)))
             json.loads(out.with_suffix(".json").read_text())
             out.unlink()
         assert run([*args, "-o", out, "--overwrite"]).exit_code == 0, run.said()
         assert not list(out.parent.glob(".*")), "left of those that were killed"
-        np.testing.assert_allclose(read_volume(out)[0], truth, atol=1e-4 * np.ptp(truth))
+        np.testing.assert_allclose(read_volume(out)[0], truth, atol=1e-4 * float(np.ptp(truth)))
 
 
 def test_batch(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from inrtomo.alignment import Alignment, LocalWarp
-from inrtomo.localized import sampling
 from inrtomo.localized.bank import COVERAGE, FINE, PYRAMID, SCALES, Scale, n_features
 from inrtomo.localized.blocks import Blocks
 from inrtomo.localized.inference import inferred_slabs, outside_range, slab_rows
@@ -20,6 +19,7 @@ from inrtomo.localized.network import Architecture, LocalizedMlp
 from inrtomo.localized.patches import patch_features
 from inrtomo.localized.sampling import sampled
 from inrtomo.localized.scaling import block_features, measured_scaling, rows_seen
+from inrtomo.localized.symmetry import mirror_signs
 from inrtomo.localized.tilts import FilteredTilts, filtered_tilts
 from inrtomo.reconstruct.fbp import fbp_volume
 from inrtomo.reconstruct.slabs import joined
@@ -40,9 +40,9 @@ def noise_series(
         yield tilts
 
 
-def features(tilts: FilteredTilts, scale: Scale, points: np.ndarray, device: str = "cpu") -> np.ndarray:
+def features(tilts: FilteredTilts, scale: Scale, points: np.ndarray) -> np.ndarray:
     points = points.astype(np.float32)
-    return sampled(tilts, tilts.maps([scale], rows_seen(tilts, points))[0], points, device)
+    return sampled(tilts, tilts.maps([scale], rows_seen(tilts, points))[0], points)
 
 
 def some_points(count: int = 6, reach: float = 5.0) -> np.ndarray:
@@ -120,21 +120,36 @@ def test_a_point_seen_through_shifts_rotation_local_warp_and_x_tilt_is_where_it_
     assert np.abs(best[:2]).max() < 0.1 and abs(best[2]) < 0.3, best
 
 
-def test_torch_does_what_numba_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_does_what_numba_does() -> None:
+    """``cpu:0`` is torch's name of the CPU; ``cpu`` is compiled code."""
+    points, blocks = some_points(50, 30.0).astype(np.float32), Blocks.of("haar")  # some of them outside the maps
     with noise_series(x_tilt_deg=2.0) as tilts:
-        points = some_points(50, 30.0)  # some of them outside the maps
-        seen = []
-        original = sampling._sampled_by_torch
+        a, b = (block_features(tilts, points, blocks, device) for device in ("cpu", "cpu:0"))
+    size = np.abs(a).max(axis=0)
+    np.testing.assert_allclose(b / size, a / size, atol=2e-4)
 
-        def counted(*values: object) -> np.ndarray:
-            seen.append(values[-1])
-            return original(*values[:-1], "cpu")  # type: ignore[arg-type]
 
-        monkeypatch.setattr(sampling, "_sampled_by_torch", counted)
-        for scale in (FINE, PYRAMID[2], COVERAGE):
-            a, b = features(tilts, scale, points), features(tilts, scale, points, "cuda:0")
-            np.testing.assert_allclose(b, a, atol=2e-4 * np.abs(a).max())
-    assert seen == ["cuda:0"] * 3
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_mirroring_a_specimen_changes_signs_alone(axis: int) -> None:
+    """Axes x, y, z; an unsymmetric tilt range."""
+    images = np.random.default_rng(11).standard_normal((9, 30, 34)).astype(np.float32)
+    seen = {0: images[:, :, ::-1], 1: images[:, ::-1], 2: images}[axis]
+    tilt_deg = TILT_DEG if axis == 1 else -TILT_DEG
+    points, blocks = some_points().astype(np.float32), Blocks.of("haar")
+    mirrored = np.where(np.arange(3) == axis, -points, points).astype(np.float32)
+    with filtered_tilts(images, Alignment.identity(TILT_DEG, (34, 30)), 10) as tilts:
+        found = block_features(tilts, points, blocks)
+    with filtered_tilts(np.ascontiguousarray(seen), Alignment.identity(tilt_deg, (34, 30)), 10) as tilts:
+        again = block_features(tilts, mirrored, blocks)
+    of_features, of_target = mirror_signs(blocks)
+    which = 1 << (2 - axis)
+    size = np.abs(found).max(axis=0)
+    np.testing.assert_allclose(again / size, found * of_features[which] / size, atol=0.15)  # maps lie elsewhere
+    assert np.corrcoef((again / size).ravel(), (found * of_features[which] / size).ravel())[0, 1] > 0.995
+    volume = np.random.default_rng(12).standard_normal((2, 2, 2)).astype(np.float32)
+    corner = np.zeros((1, 3), dtype=np.int64)
+    turned = np.ascontiguousarray(np.flip(volume, axis=2 - axis))
+    np.testing.assert_allclose(blocks.cut(turned, corner), blocks.cut(volume, corner) * of_target[which], atol=1e-6)
 
 
 def test_noise_of_a_feature_is_known_beforehand() -> None:

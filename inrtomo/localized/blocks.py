@@ -58,7 +58,7 @@ class Blocks:
     def centres(self, voxels: int, blocks: range) -> Array:
         """Positions (px from the centre of a side of so many voxels) of blocks along it."""
         first = np.arange(blocks.start, blocks.stop) * self.edge
-        return first + (self.edge - 1) / 2 - centre_index(voxels)
+        return np.asarray(first + (self.edge - 1) / 2 - centre_index(voxels), dtype=np.float64)
 
     def cut(self, volume: F32, corners: NDArray[np.int64]) -> F32:
         """Coefficients ``(n, size)`` of the blocks of ``volume`` ``[z, y, x]`` at corners ``(n, 3)`` (z, y, x)."""

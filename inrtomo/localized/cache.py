@@ -56,14 +56,14 @@ def add_pair(cache: SampleCache, pair: Pair, blocks: Blocks, seed: int, number: 
 def simulate_into(cache: SampleCache, output: str, seed: int, densities: Path | None, count: int | None) -> None:
     """Simulate pairs into a cache: so many, or without end while the process that asked for them lives."""
     parent = os.getppid()
+    if count is not None and len(cache.paths()) >= count:
+        return
     numbers = [int(path.stem.split("_")[1]) for path in cache.paths() if int(path.stem.split("_")[0]) == seed]
     done = max(numbers, default=-1) + 1
-    if count is not None and done >= count:
-        return
     # a stream that goes on starts another one, so that nothing is made twice
     for k, pair in enumerate(simulated_pairs([seed, done], densities, cache.folder.parent)):
         add_pair(cache, pair, Blocks.of(output), seed, done + k)
-        if (count is not None and done + k + 1 >= count) or (count is None and os.getppid() != parent):
+        if (len(cache.paths()) >= count) if count is not None else (os.getppid() != parent):
             return
 
 

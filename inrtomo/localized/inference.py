@@ -42,13 +42,13 @@ def inferred_slabs(
     for part in ranges(0, counts[1], slab_rows(tilts, nz, blocks, memory_bytes)):
         y = blocks.centres(ny, part)
         corners = np.array([[0, a, b] for a in (y[0] - 1, y[-1] + 1) for b in (-centre_index(nz), centre_index(nz))])
-        maps = tilts.maps(SCALES, rows_seen(tilts, corners))
+        maps = tilts.maps(SCALES, rows_seen(tilts, corners), device)
         slab = np.empty((counts[0] * blocks.edge, len(part) * blocks.edge, counts[2] * blocks.edge), dtype=np.float32)
         planes = max(1, int(memory_bytes * FEATURES_SHARE / (8 * len(divisors) * len(y) * len(x))))
         for layer in ranges(0, counts[0], planes):
             grid = np.meshgrid(z[layer.start : layer.stop], y, x, indexing="ij")
             centres = np.stack([grid[2].ravel(), grid[1].ravel(), grid[0].ravel()], axis=1).astype(np.float32)
-            features = features_from(tilts, maps, centres, blocks, device)
+            features = features_from(tilts, maps, centres, blocks)
             features /= divisors
             found = densities(model, features, scaling.condition, device)
             at = slice(layer.start * blocks.edge, layer.stop * blocks.edge)

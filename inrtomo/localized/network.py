@@ -59,6 +59,10 @@ class Architecture:
 class LocalizedMlp(nn.Module):
     """See the module's docstring; units are those of `scaling.Scaling`."""
 
+    feature_sd: Tensor
+    condition_mean: Tensor
+    condition_sd: Tensor
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         a = self.architecture = architecture

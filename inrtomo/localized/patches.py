@@ -23,7 +23,7 @@ def patch_features(tilts: FilteredTilts, scale: Scale, point: Array, spacing: fl
         spacing: px between the samples of a patch.
     """
     half = int(np.ceil(max(5 * scale.sigma, 8) / spacing))
-    at = np.arange(-half, half + 1) * spacing
+    at = np.arange(-half, half + 1, dtype=np.float64) * spacing
     orders = range(scale.order + 1)
     # a band-limited patch: the inner product with samples of the derivative is the integral
     kernels = np.stack([_gaussian_derivative(at, scale.sigma, a) * spacing for a in orders])

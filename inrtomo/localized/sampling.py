@@ -1,16 +1,17 @@
 """Features of points: every tilt's maps read where the tilt sees the point, and summed over the tilts.
 
-One loop for any point of any geometry, x-tilt included. Two backends that do the same: numba on the CPU, torch on a
-GPU. Positions are float32, relative to the first sample of a map.
+One loop for any point of any geometry, x-tilt included, compiled; `by_torch` has it for a GPU. Positions are float32,
+relative to the first sample of a map.
 """
 
 from __future__ import annotations
 
 import numba as nb
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from inrtomo.localized.by_torch import sample_by_torch
 from inrtomo.localized.tilts import FilteredTilts, Maps
 
 F32 = NDArray[np.float32]
@@ -19,7 +20,7 @@ Array = NDArray[np.float64]
 BLOCK = 1024  # points that stay in cache while the tilts go by
 
 
-def sampled(tilts: FilteredTilts, maps: Maps, points: F32, device: str = "cpu") -> F32:
+def sampled(tilts: FilteredTilts, maps: Maps, points: F32) -> F32:
     """Features ``(n, n_features)`` of the maps' scale at specimen points ``(n, 3)`` (x, y, z), px.
 
     A point outside a map takes the nearest of its samples.
@@ -31,8 +32,8 @@ def sampled(tilts: FilteredTilts, maps: Maps, points: F32, device: str = "cpu") 
     rays = _rays(tilts)
     where = np.array([maps.u0, maps.v0, scale.step], dtype=np.float32)
     points = np.ascontiguousarray(points, dtype=np.float32)
-    if device != "cpu":
-        return _sampled_by_torch(maps.values, points, rays, where, factors, scale.channel_of, device)
+    if isinstance(maps.values, Tensor):
+        return sample_by_torch(maps.values, points, rays, where, factors, scale.channel_of)
     out = np.zeros((len(points), len(scale.features)), dtype=np.float32)
     _sample(maps.values, points, rays, where, factors, scale.channel_of, out)
     return out
@@ -68,25 +69,3 @@ def _sample(maps, points, rays, where, factors, channel_of, out):  # type: ignor
                     value[q] = w00 * a[q] + w01 * b[q] + w10 * c[q] + w11 * d[q]
                 for f in range(n_f):
                     out[i, f] += factors[m, f] * value[channel_of[f]]
-
-
-def _sampled_by_torch(
-    maps: F32, points: F32, rays: F32, where: F32, factors: F32, channel_of: NDArray[np.int64], device: str
-) -> F32:
-    """The same on a torch device."""
-    n_tilts, n_v, n_u, n_c = maps.shape
-    p = torch.from_numpy(points).to(device)
-    out = torch.zeros((len(points), factors.shape[1]), device=device)
-    channels = torch.from_numpy(channel_of).to(device)
-    for m in range(n_tilts):
-        table = torch.from_numpy(maps[m]).to(device).reshape(n_v * n_u, n_c)
-        ray = torch.from_numpy(rays[m]).to(device)
-        u = ((p @ ray[:3] - float(where[0])) / float(where[2])).clamp(0, n_u - 1.001)
-        v = ((p[:, 1:] @ ray[3:] - float(where[1])) / float(where[2])).clamp(0, n_v - 1.001)
-        j, k = u.long(), v.long()
-        fu, fv = (u - j)[:, None], (v - k)[:, None]
-        first = k * n_u + j
-        near = torch.lerp(torch.lerp(table[first], table[first + 1], fu),
-                          torch.lerp(table[first + n_u], table[first + n_u + 1], fu), fv)  # fmt: skip
-        out += near[:, channels] * torch.from_numpy(factors[m]).to(device)
-    return out.cpu().numpy()

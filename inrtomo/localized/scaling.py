@@ -71,8 +71,8 @@ def measured_scaling(
     for k in range(bands):
         points = random.uniform(-1, 1, (POINTS // bands, 3)) * [half[0], min(half[1], BAND_ROWS / 2), half[2]]
         points[:, 1] += ((k + 0.5) / bands * 2 - 1) * half[1]
-        for values, maps in zip(found, tilts.maps(first, rows_seen(tilts, points)), strict=True):
-            values.append(sampled(tilts, maps, points, device)[:, 0])
+        for values, maps in zip(found, tilts.maps(first, rows_seen(tilts, points), device), strict=True):
+            values.append(sampled(tilts, maps, points)[:, 0])
     size = np.array([_clipped_rms(np.concatenate(values)) for values in found])
     noise = np.array([tilts.noise_of(scale) for scale in PYRAMID])
     angles = np.sort(np.rad2deg(tilts.tilt))
@@ -89,19 +89,19 @@ def block_features(tilts: FilteredTilts, centres: F32, blocks: Blocks, device: s
     The fine ones are those of every voxel, transformed as the block's densities are.
     """
     low, high = rows_seen(tilts, centres)
-    return features_from(tilts, tilts.maps(SCALES, (low - 1, high + 1)), centres, blocks, device)
+    return features_from(tilts, tilts.maps(SCALES, (low - 1, high + 1), device), centres, blocks)
 
 
-def features_from(tilts: FilteredTilts, maps: Sequence[Maps], centres: F32, blocks: Blocks, device: str = "cpu") -> F32:
+def features_from(tilts: FilteredTilts, maps: Sequence[Maps], centres: F32, blocks: Blocks) -> F32:
     """As `block_features`, from the maps of `bank.SCALES` that are there already."""
     out = np.empty((len(centres), n_features(blocks.size)), dtype=np.float32)
-    voxels = (centres[:, None, :] + blocks.offsets).reshape(-1, 3)
-    fine = sampled(tilts, maps[0], voxels, device)
+    voxels = np.asarray(centres[:, None, :] + blocks.offsets, dtype=np.float32).reshape(-1, 3)
+    fine = sampled(tilts, maps[0], voxels)
     out[:, : blocks.size] = fine.reshape(len(centres), blocks.size) @ blocks.transform.T
     at = blocks.size
     for of_scale in maps[1:]:
         n = len(of_scale.scale.features)
-        out[:, at : at + n] = sampled(tilts, of_scale, centres, device)
+        out[:, at : at + n] = sampled(tilts, of_scale, centres)
         at += n
     return out
 

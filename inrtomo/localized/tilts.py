@@ -15,11 +15,13 @@ import numba as nb
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
+from torch import Tensor
 
 from inrtomo.align.prepare import noise_sd
 from inrtomo.alignment import Alignment
 from inrtomo.geometry import centre_index
 from inrtomo.localized.bank import SCALES, Scale
+from inrtomo.localized.by_torch import maps_by_torch
 from inrtomo.reconstruct.filters import angular_weights, ramp_of_line
 from inrtomo.reconstruct.slabs import scratch_array
 from inrtomo.resample import aligned_image, fill_invalid, settle_border
@@ -37,18 +39,18 @@ class Maps:
     """A scale's derivatives of every tilt over a range of rows.
 
     Attributes:
-        values: ``(n_tilts, rows, columns, channels)``.
+        values: ``(n_tilts, rows, columns, channels)``, a tensor if they were made by torch.
         u0, v0: position of the first sample, px from the centre; samples are the scale's `step` apart.
     """
 
     scale: Scale
-    values: F32
+    values: F32 | Tensor
     u0: float
     v0: float
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How a scale's maps are made for some rows.
 
     Attributes:
@@ -69,7 +71,7 @@ class _Plan:
     n_u: int
 
     @classmethod
-    def of(cls, scale: Scale, v_range: tuple[float, float], first_v: float, length: int, ramp: Array) -> _Plan:
+    def of(cls, scale: Scale, v_range: tuple[float, float], first_v: float, length: int, ramp: Array) -> Plan:
         # rows of maps are at multiples of the step from the first row of the images, wherever a slab begins
         low = int(np.floor((v_range[0] - first_v) / scale.step)) - 1
         high = int(np.ceil((v_range[1] - first_v) / scale.step)) + 2
@@ -78,7 +80,7 @@ class _Plan:
         count = 2 * scale.reach + 2
         n_u = round(length / scale.step)
         kept = min(n_u, length) // 2 + 1
-        frequency = np.fft.rfftfreq(length)[:kept]
+        frequency = np.fft.rfftfreq(length)[:kept].astype(np.float64)
         weight = (ramp[:kept] if scale.ramp else np.ones(kept)) * (n_u / length)
         if n_u > length and length % 2 == 0:
             weight[-1] /= 2  # the Nyquist term stands for both signs once the line is longer
@@ -142,17 +144,30 @@ class FilteredTilts:
     def n_tilts(self) -> int:
         return len(self.images)
 
-    def maps(self, scales: Sequence[Scale], v_range: tuple[float, float]) -> list[Maps]:
-        """Maps of some scales whose rows reach over ``v_range`` (px from the centre), and one sample further."""
+    def maps(self, scales: Sequence[Scale], v_range: tuple[float, float], device: str = "cpu") -> list[Maps]:
+        """Maps of some scales whose rows reach over ``v_range`` (px from the centre), and one sample further.
+
+        Args:
+            device: ``cpu`` for compiled code; any other device is torch's.
+        """
         n_rows, length = self.images.shape[1:]
         u0, first_v = self.first
-        plans = [_Plan.of(scale, v_range, first_v, length, self._ramp) for scale in scales]
+        plans = [Plan.of(scale, v_range, first_v, length, self._ramp) for scale in scales]
         low, high = min(p.rows.start for p in plans), max(p.rows.stop for p in plans)
         inside = np.clip(np.arange(low, high), 0, n_rows - 1)
+        values: list[F32 | Tensor] = []
+        if device == "cpu":
+            values += self._maps_by_numba(inside, low, plans)
+        else:
+            values += maps_by_torch(self.images, self.valid, inside, low, plans, device)
+        return [Maps(p.scale, v, u0, first_v + p.first) for p, v in zip(plans, values, strict=True)]
+
+    def _maps_by_numba(self, rows: NDArray[np.int64], low: int, plans: Sequence[Plan]) -> list[F32]:
+        """As `by_torch.maps_by_torch`."""
         values = [np.empty((self.n_tilts, len(p.taps), p.n_u, len(p.scale.channels)), dtype=np.float32) for p in plans]
         for m in range(self.n_tilts):
             spectra = {
-                ramp: scipy.fft.rfft(np.asarray(source[m, inside], dtype=np.float32), axis=1)
+                ramp: scipy.fft.rfft(np.asarray(source[m, rows], dtype=np.float32), axis=1)
                 for ramp, source in ((True, self.images), (False, self.valid))
                 if any(p.scale.ramp == ramp for p in plans)
             }
@@ -161,7 +176,7 @@ class FilteredTilts:
                 for a in range(p.scale.order + 1):
                     seen = scipy.fft.irfft(lines * p.across[a], n=p.n_u, axis=1)
                     _filter_rows(seen, p.taps, p.kernels, p.scale.columns(a), out[m])
-        return [Maps(p.scale, v, u0, first_v + p.first) for p, v in zip(plans, values, strict=True)]
+        return values
 
     def noise_of(self, scale: Scale) -> float:
         """Sd of the noise in the scale's first feature, the noise of the images being white."""
@@ -198,7 +213,7 @@ def filtered_tilts(
         length += 1
     border_x = (length - nx) // 2
     first = -centre_index(nx) - border_x, -centre_index(ny) - border_y
-    x, y = first[0] + np.arange(length), first[1] + np.arange(ny + 2 * border_y)
+    x, y = (start + np.arange(n, dtype=np.float64) for start, n in zip(first, (length, ny + 2 * border_y), strict=True))
     shape = (len(images), len(y), length)
     noise = np.maximum([noise_sd(np.asarray(image, dtype=np.float32)) for image in images], LEAST_NOISE)
     with (

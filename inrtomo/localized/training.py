@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from inrtomo.io.files import atomic_path
+from inrtomo.localized.blocks import Blocks
 from inrtomo.localized.cache import SampleCache
 from inrtomo.localized.network import Architecture, LocalizedMlp
 from inrtomo.localized.samples import Samples
 from inrtomo.localized.scaling import CONDITIONS
+from inrtomo.localized.symmetry import mirror_signs
 
 F32 = NDArray[np.float32]
 
@@ -25,8 +27,8 @@ START_BLOCKS = 100_000  # for the least-squares filters
 EMA_STEPS = 300
 WARM_UP = 100
 REFILL_STEPS = 250  # between looks for new files
-LEVELS_DB = (-15.0, -7.5, 0.0, 10.0)
-"""Not decibels of the images: the held-out pairs are told apart by the size of their signal at 2 px over the noise."""
+LEVELS_DB = (6.0, 15.0)
+"""Held-out pairs are told apart by how far they are above the noise when smoothed by 2 px."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,11 @@ class State:
 
 
 class Pool:
-    """Samples of up to so many pairs in memory, all blocks one after the other, in half precision."""
+    """Samples of up to so many pairs in memory, in half precision; batches of them, mirrored at random."""
 
-    def __init__(self, cache: SampleCache, most: int) -> None:
+    def __init__(self, cache: SampleCache, most: int, blocks: Blocks) -> None:
         self.cache, self.most = cache, most
+        self._of_features, self._of_target = mirror_signs(blocks)
         self._held: dict[Path, Samples] = {}
         self.seen: set[str] = set()
         self.spans: dict[str, list[float]] = {}
@@ -87,6 +90,11 @@ class Pool:
             self._held.pop(next(iter(self._held)))
         self._pairs = list(self._held.values())
 
+    def _mirror(self, random: np.random.Generator) -> tuple[F32, F32]:
+        """Signs of features and targets of a specimen mirrored at random."""
+        which = random.integers(8)
+        return self._of_features[which], self._of_target[which]
+
     def batch(self, count: int, random: np.random.Generator) -> tuple[F32, F32, F32, F32]:
         """Features, targets, conditions and variances of blocks of some pairs at random, a row each."""
         picked = random.integers(0, len(self._pairs), min(count, PAIRS_OF_A_BATCH))
@@ -95,7 +103,8 @@ class Pool:
         for k, n in zip(picked, rows, strict=True):
             s = self._pairs[k]
             at = random.integers(0, len(s.target), n)
-            parts.append((s.features[at], s.target[at], np.tile(s.condition, (n, 1)), np.full(n, s.variance)))
+            x, y = (part[at] * signs for part, signs in zip((s.features, s.target), self._mirror(random), strict=True))
+            parts.append((x, y, np.tile(s.condition, (n, 1)), np.full(n, s.variance)))
         x, y, c, v = (np.concatenate(columns).astype(np.float32) for columns in zip(*parts, strict=True))
         return x, y, c, v
 
@@ -223,9 +232,9 @@ class Training:
 
 
 def by_noise(held_out: Sequence[Samples], losses: F32) -> dict[str, float]:
-    """Median loss of held-out pairs, by how far their signal at 2 px is above the noise."""
+    """Median loss of held-out pairs, by how far they are above the noise when smoothed by 2 px."""
     db = np.array([20 / np.log(10) * s.condition[1] for s in held_out])
-    edges = [-np.inf, *LEVELS_DB[1:3], np.inf]
+    edges = [-np.inf, *LEVELS_DB, np.inf]
     out = {}
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         here = losses[(db >= low) & (db < high)]

@@ -93,7 +93,7 @@ def load_weights(path: Path) -> tuple[LocalizedMlp, Card]:
         model = LocalizedMlp(architecture)
         model.load_state_dict(safetensors.torch.load(data))
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{path}: holds no network of the kind its card names ({reason}); train it again") from error
     model.eval()
     return model, card

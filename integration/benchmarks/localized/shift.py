@@ -47,7 +47,7 @@ def jobs(options: LocalizedOptions) -> Iterator[Job]:
 def _job(options: LocalizedOptions, settings: SimulationSettings, name: str) -> Callable[[], list[Record]]:
     def run() -> list[Record]:
         size = options.size or SIZE
-        truth, series, pixel_A = specimen(replace(settings, size=(size, size)), options.densities)
+        truth, series, pixel_A = specimen(replace(settings, size=(size, size)), options.densities, options.work)
         fbp = scored("FBP", series, truth, pixel_A, None)
         ours = scored(OURS, series, truth, pixel_A, options.weights, fbp)
         lead = ours["cc"] - fbp["best_filter_cc"]

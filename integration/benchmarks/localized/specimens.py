@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from shutil import copy
 
@@ -12,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.align.pipeline import subset
+from inrtomo.alignment import Alignment
+from inrtomo.io.alignment_json import alignment_from_dict, alignment_to_dict
+from inrtomo.io.files import atomic_path
 from inrtomo.localized.pairs import HELD_OUT
 from inrtomo.simulate import SimulationSettings, simulate
 from integration.benchmarks.alignment.volumes import protein_positive
@@ -20,7 +24,7 @@ from integration.benchmarks.reconstruction.methods import Imaged
 F32 = NDArray[np.float32]
 
 SIZE = 160
-PROCEDURAL_SEED = 777001  # of molecules made up where there is no folder of densities: no stream's seed
+SEED = 777001  # added to the seeds: no stream of training has these
 USUAL = SimulationSettings(
     thickness_px=56,
     tilt_range_deg=60.0,
@@ -33,16 +37,17 @@ USUAL = SimulationSettings(
 )
 
 
-def specimen(settings: SimulationSettings, densities: Path | None) -> tuple[F32, Imaged, float]:
-    """Truth ``[z, y, x]``, its series with the true alignment, Å per voxel; unseen molecules alone."""
-    truth, images, series, pixel_A = _made(replace(settings, snr_db=None), densities)
-    if settings.snr_db is None:
-        return truth, series, pixel_A
-    variance = float(images.var(axis=(1, 2), dtype=np.float64).mean())
-    sd = np.sqrt(variance / 10 ** (settings.snr_db / 10))
-    noise = np.random.default_rng([settings.seed, 5]).standard_normal(images.shape, dtype=np.float32)
-    noisy = protein_positive(images + np.float32(sd) * noise, counts=False)
-    return truth, replace(series, images=noisy), pixel_A
+def specimen(settings: SimulationSettings, densities: Path | None, work: Path) -> tuple[F32, Imaged, float]:
+    """Truth ``[z, y, x]``, its series with the true alignment, Å per voxel; unseen molecules alone.
+
+    Without noise it is kept in ``work``, so that levels, methods and runs share a specimen.
+    """
+    truth, signal, alignment = _made(replace(settings, snr_db=None), densities, work)
+    level = 10 ** ((settings.snr_db if settings.snr_db is not None else np.inf) / 10)
+    sd = np.sqrt(signal.var(axis=(1, 2), dtype=np.float64).mean() / level)
+    noise = np.random.default_rng([settings.seed, 5]).standard_normal(signal.shape, dtype=np.float32)
+    images = protein_positive(signal + np.float32(sd) * noise, counts=False)
+    return truth, Imaged(images, alignment, truth.shape[0]), settings.pixel_size_A
 
 
 def every_second(series: Imaged) -> Imaged:
@@ -51,17 +56,22 @@ def every_second(series: Imaged) -> Imaged:
     return replace(series, images=series.images[kept], alignment=subset(series.alignment, kept))
 
 
-@lru_cache(maxsize=2)
-def _made(settings: SimulationSettings, densities: Path | None) -> tuple[F32, F32, Imaged, float]:
-    """Noise is put on later, so that levels share a specimen."""
-    with tempfile.TemporaryDirectory() as folder:
-        if densities is not None:
-            for path in sorted(densities.glob("*.mrc")):
-                if path.stem in HELD_OUT:
-                    copy(path, folder)
-            settings = replace(settings, densities=Path(folder))
-        else:
-            settings = replace(settings, seed=settings.seed + PROCEDURAL_SEED)
-        made = simulate(settings)
-    series = Imaged(protein_positive(made.images, counts=False), made.alignment, made.volume.shape[0])
-    return made.volume, made.images, series, settings.pixel_size_A
+def _made(settings: SimulationSettings, densities: Path | None, work: Path) -> tuple[F32, F32, Alignment]:
+    """Truth, noise-free images and their alignment."""
+    name = hashlib.sha256(json.dumps([settings.as_dict(), str(densities)]).encode()).hexdigest()[:16]
+    path = work / "specimens" / f"{name}.npz"
+    if not path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            chosen = replace(settings, seed=settings.seed + SEED)
+            if densities is not None:
+                for density in densities.glob("*.mrc"):
+                    if density.stem in HELD_OUT:
+                        copy(density, folder)
+                chosen = replace(chosen, densities=Path(folder))
+            made = simulate(chosen)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        alignment = json.dumps(alignment_to_dict(made.alignment))
+        with atomic_path(path, overwrite=True) as temporary, open(temporary, "wb") as file:
+            np.savez(file, truth=made.volume, images=made.images, alignment=alignment)
+    with np.load(path) as kept:
+        return kept["truth"], kept["images"], alignment_from_dict(json.loads(str(kept["alignment"])))

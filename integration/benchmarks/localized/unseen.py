@@ -39,7 +39,7 @@ def _job(options: LocalizedOptions, seed: int, level: float, name: str, half: bo
     def run() -> list[Record]:
         size = options.size or SIZE
         settings = replace(USUAL, size=(size, size), seed=seed, snr_db=level)
-        truth, series, pixel_A = specimen(settings, options.densities)
+        truth, series, pixel_A = specimen(settings, options.densities, options.work)
         if half:
             series = every_second(series)
         bar = None if name == "FBP" else scored("FBP", series, truth, pixel_A, None)

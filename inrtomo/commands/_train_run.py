@@ -1,0 +1,209 @@
+"""What ``inr-train`` does once its options are read."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import safetensors
+import torch
+
+from inrtomo import __version__
+from inrtomo.commands._aligned_stack import read_aligned_stack
+from inrtomo.commands._common import Progress, echo_defaults
+from inrtomo.commands.train import FINE_RATE, RATE, Options
+from inrtomo.device import choose
+from inrtomo.errors import InputError
+from inrtomo.io.files import make_folder
+from inrtomo.io.mrc import read_volume
+from inrtomo.io.star import read_star
+from inrtomo.localized.cache import HELD_OUT_SEED, SampleCache, add_pair, simulate_into, simulating, wait_for
+from inrtomo.localized.curve import write_curve
+from inrtomo.localized.network import Architecture
+from inrtomo.localized.pairs import HELD_OUT, SNR_DB, THICKNESS_PX, Pair, density_files, measured_pair
+from inrtomo.localized.training import Pool, Training, TrainingSettings, by_noise
+from inrtomo.localized.weights import Card, card_of, load_weights, save_weights, shipped_weights
+
+FIRST_PAIRS = 8  # before training starts; more come while it goes on
+LISTED_BLOCKS = 40000  # of each listed pair
+COLUMNS = ("inrStack", "inrAlignment", "inrReference")
+LISTED_HELD_OUT = 0.2  # of the listed pairs, at least one
+
+
+class Run:
+    """One run of the command."""
+
+    def __init__(self, options: Options) -> None:
+        self.o = o = options
+        self.device = choose(o.device)
+        self.paths = {name: o.folder / name for name in ("weights.safetensors", "learning_curve.csv", "checkpoint.pt")}
+        self.checkpoint = self.paths["checkpoint.pt"]
+        there = [path for path in (*self.paths.values(), card_of(self.paths["weights.safetensors"])) if path.exists()]
+        if o.resume and not self.checkpoint.is_file():
+            raise InputError(f"{self.checkpoint}: no such checkpoint; leave --resume out")
+        if there and not (o.resume or o.overwrite):
+            raise InputError(f"{there[0]}: exists; give --resume to go on, --overwrite to start anew, another folder")
+        if o.densities is not None and not o.densities.is_dir():
+            raise InputError(f"{o.densities}: no such folder; give one of MRC densities")
+        self.model = None
+        self.architecture = Architecture(o.form, o.width, o.depth)
+        self.start: Path | None = None
+        if o.start is not None:
+            self.start = shipped_weights() if o.start == "shipped" else Path(o.start)
+            self.model, _ = load_weights(self.start)
+            self.architecture = self.model.architecture
+        self.thickness = list(map(float, THICKNESS_PX)) if o.simulate else [np.inf, 0.0]
+        self.rows = [] if o.pairs is None else _listed(o.pairs)
+        make_folder(o.folder)
+        if o.overwrite and not o.resume:
+            for path in there:
+                path.unlink()
+            shutil.rmtree(o.folder / "cache", ignore_errors=True)
+        self.cache = SampleCache(o.folder / "cache" / "train", o.cache_pairs)
+        self.held_out = SampleCache(o.folder / "cache" / "held_out", 10**6)
+        self.settings = TrainingSettings(
+            o.steps, o.batch, o.rate or (RATE if self.start is None else FINE_RATE), pool=o.cache_pairs, seed=o.seed
+        )
+
+    def run(self) -> None:
+        """Data, training, weights."""
+        o, a = self.o, self.architecture
+        echo_defaults([
+            ("device", self.device.name, self.device.sentence),
+            ("network", f"{a.output}, {a.depth} x {a.width}", "--start" if self.start else "--form, --depth, --width"),
+            ("start", str(self.start or "least-squares filter"), "--start" if self.start else "default"),
+            ("rate", f"{self.settings.rate:g}", "--rate" if o.rate else "default"),
+            ("pairs", "simulated" if o.simulate else f"{len(self.rows)} listed", str(o.densities or o.pairs or "")),
+        ])  # fmt: skip
+        torch.set_num_threads(max(1, torch.get_num_threads() - (o.workers if o.simulate else 0)))
+        with self.data() as processes:
+            pool = Pool(self.cache, o.cache_pairs, a.blocks)
+            if o.simulate:
+                wait_for(self.cache, FIRST_PAIRS, processes)
+            pool.refill()
+            held_out = [s for path in self.held_out.paths() if (s := self.held_out.load(path)) is not None]
+            if self.model is None or o.resume:
+                training = Training.fresh(a, pool, held_out, self.settings, self.device.name)
+            else:
+                training = Training(self.model, pool, held_out, self.settings, self.device.name)
+            if o.resume:
+                training.load(self.checkpoint)
+                click.echo(f"going on after step {training.state.step}")
+            with Progress("train") as progress:
+
+                def after_validation(now: Training) -> bool:
+                    step, loss, held, _, _ = now.state.curve[-1]
+                    progress(step / o.steps, scale=f"step {step}, {len(pool.seen)} pairs", loss=loss, held_out=held)
+                    self.keep(now)
+                    return False
+
+                training.run(after_validation)
+        first, best = training.state.curve[0][2], training.state.best
+        click.echo(f"held-out loss {best:.4f} at step {training.state.best_step} ({first:.4f} at the start)")
+        click.echo(f"wrote {self.paths['weights.safetensors']} and its card, {self.paths['learning_curve.csv']}")
+
+    def keep(self, training: Training) -> None:
+        """The best weights, the curve and a checkpoint."""
+        training.save(self.checkpoint)
+        save_weights(training.best_model(), self.card(training), self.paths["weights.safetensors"], overwrite=True)
+        write_curve(training.state, self.o.folder / "learning_curve")
+
+    @contextmanager
+    def data(self) -> Iterator[list[BaseProcess]]:
+        """Fills the caches; processes that go on filling the one for training."""
+        o = self.o
+        if o.simulate:
+            with simulating(self.cache, self.architecture.output, 1 + 1000 * o.seed, o.densities, o.workers) as running:
+                click.echo(f"simulating {o.held_out} pairs for validation")
+                simulate_into(self.held_out, self.architecture.output, HELD_OUT_SEED + o.seed, o.densities, o.held_out)
+                yield running
+            return
+        blocks = self.architecture.blocks
+        apart = max(1, round(LISTED_HELD_OUT * len(self.rows)))
+        for k, row in enumerate(self.rows):
+            cache, number = (self.cache, k) if k < len(self.rows) - apart else (self.held_out, k)
+            name = f"{o.seed:06d}_{number:06d}.npz"
+            if not any(path.name == name for path in cache.paths()):
+                add_pair(cache, self.listed_pair(row), blocks, o.seed, number, LISTED_BLOCKS)
+            click.echo(f"{row['inrStack']}: {'for training' if cache is self.cache else 'for validation'}")
+        yield []
+
+    def listed_pair(self, row: dict[str, str]) -> Pair:
+        """A row of the list as a pair."""
+        base = self.o.pairs.parent if self.o.pairs is not None else Path()
+        stack, alignment, reference = (base / row[name] for name in COLUMNS)
+        given = read_aligned_stack(stack, alignment, None)
+        volume, _ = read_volume(reference)
+        if self.o.orientation == "imod":
+            volume = np.ascontiguousarray(volume.transpose(1, 0, 2)[::-1])
+        try:
+            return measured_pair(given.series.image, given.alignment, volume)
+        except InputError as error:
+            raise InputError(f"{reference}: {error}") from None
+
+    def card(self, training: Training) -> Card:
+        """How far it came."""
+        o, state = self.o, training.state
+        data: dict[str, Any] = {"kind": "simulated" if o.simulate else "listed"}
+        data["held_out_pairs"] = len(training.held_out)
+        if o.simulate:
+            molecules = "procedural alone" if o.densities is None else [p.stem for p in density_files(o.densities)]
+            data |= {"molecules": molecules, "never_used": list(HELD_OUT), "snr_db": list(SNR_DB)}
+        else:
+            data |= {"list": str(o.pairs), "stacks": [row["inrStack"] for row in self.rows]}
+        how = {
+            "command": shlex.join(["inr-train", *sys.argv[1:]]),
+            "seed": o.seed,
+            "settings": asdict(self.settings),
+            "started_from": str(self.start or "least-squares filter"),
+            "steps": state.step,
+            "best_step": state.best_step,
+            "pairs_seen": len(training.pool.seen),
+            "blocks_seen": state.seen,
+            "seconds": round(state.seconds, 1),
+            "device": self.device.sentence,
+        }
+        metrics = {
+            "held_out_loss": state.best,
+            "held_out_loss_at_start": state.curve[0][2],
+            "held_out_loss_by_noise": by_noise(training.held_out, training.losses()),
+            "loss": "squared error / variance of the density, mean over held-out pairs",
+        }
+        versions = {"inrtomo": __version__, "torch": torch.__version__, "numpy": np.__version__,
+                    "safetensors": safetensors.__version__}  # fmt: skip
+        spans = {**training.pool.spans, "thickness": self.thickness}
+        return Card(self.architecture.as_dict(), data, how, metrics, spans, versions)
+
+
+def _listed(path: Path) -> list[dict[str, str]]:
+    """Rows of a list of pairs, all files there.
+
+    Raises:
+        InputError: columns or files are missing, or it has fewer than two pairs.
+    """
+    for table in read_star(path).values():
+        if set(COLUMNS) <= set(table):
+            rows = [
+                dict(zip(COLUMNS, values, strict=True)) for values in zip(*(table[c] for c in COLUMNS), strict=True)
+            ]
+            break
+    else:
+        raise InputError(f"{path}: has no table with the columns {', '.join(COLUMNS)}; add them")
+    if len(rows) < 2:
+        raise InputError(f"{path}: {len(rows)} pair; at least two are needed, one of them for validation")
+    for row in rows:
+        for name in COLUMNS:
+            if not (path.parent / row[name]).exists():
+                raise InputError(
+                    f"{path}: {row[name]} ({name}) does not exist; paths are relative to the list's folder"
+                )
+    return rows

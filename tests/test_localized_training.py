@@ -1,0 +1,290 @@
+"""Learning: weights and their card, samples of pairs, training that goes on where it was, the two commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+
+from inrtomo.commands import train
+from inrtomo.errors import InputError
+from inrtomo.io.mrc import read_volume, write_volume
+from inrtomo.localized import pairs, scaling
+from inrtomo.localized.bank import n_features
+from inrtomo.localized.blocks import OUTPUTS, Blocks
+from inrtomo.localized.cache import SampleCache
+from inrtomo.localized.network import Architecture, LocalizedMlp, densities
+from inrtomo.localized.samples import Samples, pair_samples
+from inrtomo.localized.scaling import CONDITIONS
+from inrtomo.localized.training import Pool, Training, TrainingSettings
+from inrtomo.localized.weights import Card, card_of, load_weights, save_weights, shipped_weights
+from inrtomo.metrics.volume import best_isotropic_filter_cc, cc
+from tests.running import Inr, assert_refused
+
+SMALL = Architecture(width=12, depth=2, filters=2)
+MOST_BYTES = 8 * 10**6  # of shipped weights
+
+
+def made_up(seed: int, count: int = 1500) -> Samples:
+    """A pair whose density is a kinked function of its features, the same for a mirrored specimen."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((count, n_features(8)))
+    target = x[:, :8] * (2 * np.abs(x[:, 8:9]) + 0.5)
+    condition = np.zeros(len(CONDITIONS), dtype=np.float32)
+    return Samples(x.astype(np.float16), target.astype(np.float16), condition, float(target.var()))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> SampleCache:
+    cache = SampleCache(tmp_path / "cache", 10)
+    for k in range(6):
+        cache.add(made_up(k), 1, k)
+    return cache
+
+
+def training(cache: SampleCache, steps: int, stop_at: int | None = None, resume: Path | None = None) -> Training:
+    pool = Pool(cache, 10, SMALL.blocks)
+    pool.refill()
+    settings = TrainingSettings(steps=steps, batch=256, rate=1e-2, validate_every=20)
+    run = Training.fresh(SMALL, pool, [made_up(100), made_up(101)], settings, "cpu")
+    if resume is not None:
+        run.load(resume)
+    run.run(lambda now: now.state.step == stop_at)
+    return run
+
+
+def test_training_starts_at_the_least_squares_filter_and_gets_better(cache: SampleCache) -> None:
+    run = training(cache, 200)
+    first, last = run.state.curve[0][2], run.state.best
+    linear = 4 * (1 - 2 / np.pi) / (4.25 + 2 * np.sqrt(2 / np.pi))  # |x| but for its mean is beyond a linear filter
+    assert first == pytest.approx(linear, rel=0.1)
+    assert last < 0.5 * first
+    assert run.state.seen == 200 * 256 and len(run.pool.seen) == 6
+
+
+def test_training_goes_on_after_a_kill_as_if_nothing_had_been(cache: SampleCache, tmp_path: Path) -> None:
+    whole = training(cache, 60)
+    cut = training(cache, 60, stop_at=40)
+    assert cut.state.step == 40
+    cut.save(tmp_path / "checkpoint.pt")
+    on = training(cache, 60, resume=tmp_path / "checkpoint.pt")
+    np.testing.assert_allclose([row[:3] for row in on.state.curve[1:]], [row[:3] for row in whole.state.curve[1:]])
+    for a, b in zip(on.best.values(), whole.best.values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_cache_is_bounded_and_loses_the_oldest(tmp_path: Path) -> None:
+    cache = SampleCache(tmp_path, 3)
+    for k in range(5):
+        cache.add(made_up(k, 10), 7, k)
+    assert [path.name for path in cache.paths()] == [f"000007_{k:06d}.npz" for k in (2, 3, 4)]
+    assert cache.load(tmp_path / "000007_000000.npz") is None
+
+
+def saved(folder: Path) -> Path:
+    torch.manual_seed(1)
+    path = folder / "w.safetensors"
+    card = Card(SMALL.as_dict(), {"kind": "none"}, {"steps": 3}, {}, {"pixel size": [-0.5, 0.5]}, {})
+    save_weights(LocalizedMlp(SMALL), card, path)
+    return path
+
+
+def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    model, card = load_weights(path)
+    torch.manual_seed(1)
+    x = np.random.default_rng(0).standard_normal((5, n_features(8))).astype(np.float32)
+    c = np.zeros(len(CONDITIONS), dtype=np.float32)
+    np.testing.assert_array_equal(densities(model, x, c), densities(LocalizedMlp(SMALL), x, c))
+    assert card.training == {"steps": 3} and card.range == {"pixel size": [-0.5, 0.5]}
+
+
+def _changed(path: Path, **values: object) -> None:
+    card = json.loads(card_of(path).read_text())
+    card_of(path).write_text(json.dumps(card | values))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-1] + b"\x55"), "checksum"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-9]), "checksum"),
+        (lambda p: card_of(p).unlink(), "card"),
+        (lambda p: card_of(p).write_text("{"), "JSON"),
+        (lambda p: card_of(p).write_text("[1]"), "not the card"),
+        (lambda p: _changed(p, format_version=99), "version"),
+        (lambda p: _changed(p, architecture={**SMALL.as_dict(), "bank": 99}), "version"),
+        (lambda p: _changed(p, architecture={**SMALL.as_dict(), "width": 13}), "size mismatch"),
+        (lambda p: _changed(p, sha256=3), "sha256"),
+        (lambda p: p.unlink(), "no such weights"),
+    ],
+)
+def test_weights_that_cannot_be_verified_are_refused(tmp_path: Path, spoil, word: str) -> None:  # type: ignore[no-untyped-def]
+    path = saved(tmp_path)
+    spoil(path)
+    with pytest.raises(InputError, match=word):
+        load_weights(path)
+
+
+def test_shipped_weights_are_small_and_what_their_card_says() -> None:
+    path = shipped_weights()
+    model, card = load_weights(path)
+    assert path.stat().st_size + card_of(path).stat().st_size <= MOST_BYTES
+    assert set(card.range) == {*CONDITIONS, "thickness"}
+    assert card.metrics["held_out_loss"] < card.metrics["held_out_loss_at_start"]
+    assert not set(pairs.HELD_OUT) & set(card.data["molecules"]) and card.data["never_used"] == list(pairs.HELD_OUT)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_what_help_says_is_so() -> None:
+    settings, architecture = TrainingSettings(), Architecture()
+    assert (train.STEPS, train.BATCH, train.RATE) == (settings.steps, settings.batch, settings.rate)
+    assert (train.WIDTH, train.DEPTH) == (architecture.width, architecture.depth)
+    assert set(train.OUTPUTS) == set(OUTPUTS)
+
+
+def test_a_pair_is_sampled_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise-free projections: the features' own back-projection and the target tell of the same density."""
+    monkeypatch.setattr(scaling, "POINTS", 400)
+    random = np.random.default_rng(3)
+    settings = replace(pairs.random_specimen(random, None, Path()), size=(48, 48), thickness_px=20, pixel_size_A=14.0)
+    settings = replace(settings, beads=0, membranes=0, crowding=0.1)
+    specimen = pairs.make_specimen(settings, random)
+    alignment = pairs.true_alignment(settings, np.arange(-68.0, 69.0, 4.0), np.arange(35), random)
+    projections = pairs.project_series(specimen.density, alignment, pairs.CTF_MARGIN_PX)
+    monkeypatch.setattr(pairs, "SNR_DB", (20.0, 20.0))
+    truth = pairs.view_of(specimen, settings)
+    for _ in range(20):  # until a series without transfer function and error
+        pair = pairs.random_series(projections, alignment, truth, settings, random)
+        if not pair.facts["defocus_um"] and not pair.facts["error_px"] and len(pair.images) > 20:
+            break
+    samples = pair_samples(pair, Blocks.of("haar"), random, 800)
+    back_projection, density = samples.features[:, 0].astype(float), samples.target[:, 0].astype(float)
+    assert np.corrcoef(back_projection, density)[0, 1] > 0.7
+
+
+def test_molecules_that_results_are_on_are_never_learnt_from(tmp_path: Path) -> None:
+    for name in ("4cr2", "5MRC", "1abc"):
+        write_volume(tmp_path / f"{name}.mrc", np.ones((6, 6, 6), dtype=np.float32), 10.0)
+    assert [path.stem for path in pairs.density_files(tmp_path)] == ["1abc"]
+    there = pairs.densities_at(tmp_path, 20.0, tmp_path / "made")
+    assert [path.name for path in there.iterdir()] == ["1abc.mrc"]
+    assert read_volume(there / "1abc.mrc")[0].shape == (3, 3, 3)
+    (tmp_path / "1abc.mrc").unlink()
+    with pytest.raises(InputError, match="holds no"):
+        pairs.density_files(tmp_path)
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def series(tiny_series: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_series, tmp_path / "series"))
+
+
+def listed(series: Path, reference: str = "reference.mrc") -> Path:
+    """A list of two pairs that are the same."""
+    star = series / "pairs.star"
+    row = f"ts.mrc ts_truth.json {reference}"
+    star.write_text(f"data_\n\nloop_\n_inrStack #1\n_inrAlignment #2\n_inrReference #3\n{row}\n{row}\n")
+    return star
+
+
+def test_train_on_pairs_then_fine_tune_then_infer(inr: Inr, series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from inrtomo.commands import _train_run
+
+    monkeypatch.setattr(_train_run, "LISTED_BLOCKS", 3000)
+    truth, _ = read_volume(series / "ts_truth.mrc")
+    write_volume(series / "reference.mrc", 7 - 3 * truth, 10.0)  # any grey scale, dark protein
+    out = series / "trained"
+    options = ("--pairs", listed(series), "--orientation", "xyz", "--width", 16, "--batch", 512)
+    done = inr("train", "-o", out, *options, "--steps", 60)
+    assert done.exit_code == 0, done.output
+    assert {p.name for p in out.iterdir() if p.is_file()} == {
+        "weights.safetensors", "weights.json", "learning_curve.csv", "learning_curve.png", "checkpoint.pt",
+    }  # fmt: skip
+    card = json.loads((out / "weights.json").read_text())
+    assert card["data"]["kind"] == "listed" and card["training"]["steps"] == 60
+    assert card["metrics"]["held_out_loss"] < card["metrics"]["held_out_loss_at_start"] < 1
+    assert_refused(inr("train", "-o", out, *options, "--steps", 80), "--resume")
+    assert inr("train", "-o", out, *options, "--steps", 80, "--resume").exit_code == 0
+    assert json.loads((out / "weights.json").read_text())["training"]["steps"] == 80
+    tuned = inr("train", "-o", series / "tuned", *options, "--steps", 5, "--start", out / "weights.safetensors")
+    assert tuned.exit_code == 0, tuned.output
+    record = json.loads((series / "tuned" / "weights.json").read_text())
+    assert record["architecture"]["width"] == 16 and record["training"]["started_from"].endswith("weights.safetensors")
+    rec = series / "rec.mrc"
+    more = ("--weights", out / "weights.safetensors", "--thickness", 38, "--orientation", "xyz")
+    done = inr("infer", series / "ts.mrc", series / "ts_truth.json", "-o", rec, *more)
+    assert done.exit_code == 0, done.output
+    volume = mrcfile.read(rec)
+    assert volume.shape == truth.shape
+    assert cc(volume, truth) > 0.8  # it has learnt this very specimen
+
+
+def test_infer_with_shipped_weights(inr: Inr, series: Path) -> None:
+    out = series / "out.mrc"
+    more = ("--thickness", 38, "--orientation", "xyz", "--halves")
+    done = inr("infer", series / "ts.mrc", series / "ts_truth.json", "-o", out, *more)
+    assert done.exit_code == 0, done.output
+    assert "came with the package" in done.output
+    truth, _ = read_volume(series / "ts_truth.mrc")
+    volume, odd, even = (mrcfile.read(series / f"out{half}.mrc") for half in ("", "_odd", "_even"))
+    assert mrcfile.validate(out) and volume.shape == truth.shape
+    fbp = inr("recon", series / "ts.mrc", series / "ts_truth.json", "-o", series / "fbp.mrc", *more[:4])
+    assert fbp.exit_code == 0
+    assert cc(volume, truth) > best_isotropic_filter_cc(mrcfile.read(series / "fbp.mrc"), truth)
+    assert 0.8 < cc(odd, even) < 0.9999
+    record = json.loads((series / "out.json").read_text())
+    assert record["program"] == "inr-infer" and len(record["all"]["condition"]) == len(CONDITIONS)
+    assert record["weights"]["training"]["steps"] > 0
+    assert_refused(inr("infer", series / "ts.mrc", series / "ts_truth.json", "-o", out), "out.mrc", "exists")
+
+
+def test_infer_says_what_it_was_not_trained_for(inr: Inr, series: Path) -> None:
+    more = ("--thickness", 60, "--pixel-size", 1.7, "--overwrite")
+    done = inr("infer", series / "ts.mrc", series / "ts_truth.json", "-o", series / "o.mrc", *more)
+    assert done.exit_code == 0, done.output
+    assert "outside the weights' training range: 1.7 Å/voxel" in done.output
+    assert "voxels thick" in done.output
+
+
+def test_infer_refuses(inr: Inr, series: Path) -> None:
+    given = ("infer", series / "ts.mrc", series / "ts_truth.json", "-o", series / "o.mrc")
+    assert_refused(inr(*given, "--weights", series / "ts.mrc"), "card")
+    assert_refused(inr(*given, "--device", "abacus"), "--device abacus")
+    assert not (series / "o.mrc").exists() and not (series / "o.json").exists()
+
+
+def test_train_refuses(inr: Inr, series: Path) -> None:
+    out = ("train", "-o", series / "t")
+    assert_refused(inr(*out), "--simulate", "--pairs")
+    assert_refused(inr(*out, "--pairs", listed(series, "nothing.mrc")), "nothing.mrc", "does not exist")
+    write_volume(series / "wrong.mrc", np.zeros((20, 50, 96), dtype=np.float32), 10.0)
+    assert_refused(inr(*out, "--pairs", listed(series, "wrong.mrc"), "--orientation", "xyz"), "wrong.mrc", "96 x 50")
+    random = np.random.default_rng(0).standard_normal((30, 96, 96)).astype(np.float32)
+    write_volume(series / "noise.mrc", random, 10.0)
+    assert_refused(
+        inr(*out, "--pairs", listed(series, "noise.mrc"), "--orientation", "xyz"), "noise.mrc", "nothing like"
+    )
+    star = series / "one.star"
+    star.write_text("data_\nloop_\n_inrStack #1\nts.mrc\n")
+    assert_refused(inr(*out, "--pairs", star), "inrReference")
+    assert_refused(inr(*out, "--simulate", "--densities", series / "none"), "none", "no such folder")
+    assert_refused(inr(*out, "--simulate", "--resume"), "no such checkpoint")
+    assert not (series / "t" / "weights.json").exists()
+
+
+@pytest.mark.slow
+def test_train_on_simulated_series(inr: Inr, tmp_path: Path) -> None:
+    done = inr("train", "-o", tmp_path / "t", "--simulate", "--steps", 40, "--batch", 256, "--held-out", 2)
+    assert done.exit_code == 0, done.output
+    card = json.loads((tmp_path / "t" / "weights.json").read_text())
+    assert card["data"]["molecules"] == "procedural alone" and card["training"]["pairs_seen"] >= 8
