@@ -1,6 +1,7 @@
 """The Scipion plugin's own tests, in a Python 3.10 with the real Scipion: slow, and skipped where that cannot be had.
 
-Scipion and its plugins go to ``.venv-scipion`` once; from Python 3.11 on Scipion's own import of tilt series hangs.
+Scipion and its plugins (700 MB) go to ``.venv-scipion`` once: half a minute, or as much as 20 where others use the
+processor, too. From Python 3.11 on Scipion's own import of tilt series hangs.
 ``PYTHON310`` names an interpreter that is not on the PATH.
 """
 

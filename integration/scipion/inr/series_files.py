@@ -44,8 +44,12 @@ class Series:
     voltage_kV: float | None
 
     @property
-    def is_aligned(self) -> bool:
-        return all(view.matrix is not None for view in self.views)
+    def matrices(self) -> list[np.ndarray]:
+        """Raw to aligned, of all views. Raises ValueError when one has none."""
+        found = [view.matrix for view in self.views if view.matrix is not None]
+        if len(found) < len(self.views):
+            raise ValueError("it has no alignment, or not for every image; align it first")
+        return found
 
     @property
     def disabled(self) -> list[int]:

@@ -71,8 +71,6 @@ class ProtInrVolumes(ProtInrBase):
 
     def process(self, ts_id):
         series = self.series(ts_id)
-        if not series.is_aligned:
-            raise ValueError("it has no alignment; align it first")
         stack, out = write_series(series, self.folder(ts_id)), self.tomogram(ts_id)
         words = [stack, *self._alignment(series), "-o", out, "--pixel-size", series.sampling_A]
         words += ["--bin", self.binning.get(), "--orientation", "xyz", "--overwrite"]

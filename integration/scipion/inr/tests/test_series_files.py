@@ -81,6 +81,13 @@ def test_stack_in_order_of_acquisition(tmp_path):
     assert "PriorRecordDose = 6" in mdoc and mdoc.count("[ZValue") == N
 
 
+def test_an_image_without_a_matrix(tmp_path):
+    raw = stack(tmp_path / "raw.mrc", range(N))
+    series = first(tilt_series(tmp_path, [(k + 1, raw) for k in range(N)], [-20.0, -10.0, 0.0, 10.0, 20.0]))
+    with pytest.raises(ValueError, match="no alignment"):
+        write_alignment(series, str(tmp_path / "ali"))
+
+
 @pytest.mark.parametrize("part", [True, False])
 def test_stack_is_written_where_it_is_not_one_file(tmp_path, part):
     """Some images of a stack, or a file for each image: a stack of just these, in the order of the lines."""
