@@ -144,7 +144,8 @@ def test_mirroring_a_specimen_changes_signs_alone(axis: int) -> None:
     of_features, of_target = mirror_signs(blocks)
     which = 1 << (2 - axis)
     likeness = (again * found * of_features[which]).sum(axis=0) / (found**2).sum(axis=0)
-    assert np.abs(likeness - 1).max() < 0.15, likeness  # the mirrored maps' samples lie elsewhere
+    # not 1 for all, since the samples of mirrored maps lie elsewhere
+    assert likeness.min() > 0.5 and np.median(np.abs(likeness - 1)) < 0.02, likeness
     volume = np.random.default_rng(12).standard_normal((2, 2, 2)).astype(np.float32)
     corner = np.zeros((1, 3), dtype=np.int64)
     turned = np.ascontiguousarray(np.flip(volume, axis=2 - axis))
@@ -179,13 +180,12 @@ def test_blocks_are_cut_and_joined(output: str) -> None:
     blocks = Blocks.of(output)
     volume = np.random.default_rng(9).standard_normal((4, 6, 8)).astype(np.float32)
     np.testing.assert_allclose(blocks.transform @ blocks.transform.T, np.eye(blocks.size), atol=1e-6)
-    counts = blocks.count(4), blocks.count(6), blocks.count(8)
+    counts = 4 // blocks.edge, 6 // blocks.edge, 8 // blocks.edge
     corners = np.stack(np.meshgrid(*(np.arange(c) * blocks.edge for c in counts), indexing="ij"), axis=-1)
     coefficients = blocks.cut(volume, corners.reshape(-1, 3))
     np.testing.assert_allclose(blocks.joined(coefficients, counts), volume, atol=1e-5)
-    x, z = blocks.centres(8, range(counts[2])), blocks.centres(4, range(counts[0]))
-    voxels = np.array([x[0], 0.0, z[0]]) + blocks.offsets
-    assert voxels[0, 0] == -3.5 and voxels[0, 2] == -1.5  # the first voxel of the volume
+    np.testing.assert_allclose(blocks.offsets.mean(axis=0), 0)
+    assert tuple(blocks.offsets[-1] - blocks.offsets[0]) == 3 * (blocks.edge - 1,)
 
 
 def random_model(output: str) -> LocalizedMlp:
@@ -207,7 +207,7 @@ def test_no_seams_whatever_the_memory(output: str, x_tilt_deg: float) -> None:
             parts = list(inferred_slabs(tilts, shape, scaling, model, memory))
             slabs.append(len(parts))
             volumes.append(joined(parts, shape))
-    assert slabs == [1, model.architecture.blocks.count(15)]
+    assert slabs == [1, -(-15 // model.architecture.blocks.edge)]
     np.testing.assert_allclose(volumes[1], volumes[0], atol=1e-4 * np.abs(volumes[0]).max())
 
 

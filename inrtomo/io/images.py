@@ -111,7 +111,10 @@ def open_images(source: str | Path | Sequence[str | Path]) -> ImageStack:
     path = Path(source)
     if path.suffix.lower() in LIST_SUFFIXES:
         names = [line.strip() for line in read_text(path).splitlines()]
-        return ImageList([path.parent / name for name in names if name and not name.startswith("#")])
+        names = [name for name in names if name and not name.startswith("#")]
+        if not names:
+            raise InputError(f"{path}: names no image; write one a line")
+        return ImageList([path.parent / name for name in names])
     return _open_file(path)
 
 

@@ -51,15 +51,6 @@ class Blocks:
         one = np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
         return np.kron(np.kron(one, one), one).astype(np.float32)
 
-    def count(self, voxels: int) -> int:
-        """Blocks along a side; the last may reach beyond it."""
-        return -(-voxels // self.edge)
-
-    def centres(self, voxels: int, blocks: range) -> Array:
-        """Positions (px from the centre of a side of so many voxels) of blocks along it."""
-        first = np.arange(blocks.start, blocks.stop) * self.edge
-        return np.asarray(first + (self.edge - 1) / 2 - centre_index(voxels), dtype=np.float64)
-
     def cut(self, volume: F32, corners: NDArray[np.int64]) -> F32:
         """Coefficients ``(n, size)`` of the blocks of ``volume`` ``[z, y, x]`` at corners ``(n, 3)`` (z, y, x)."""
         steps = np.stack(np.meshgrid(*3 * [np.arange(self.edge)], indexing="ij"), axis=-1).reshape(-1, 3)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.geometry import centre_index
-from inrtomo.localized.bank import SCALES
+from inrtomo.localized.bank import SCALES, n_features
 from inrtomo.localized.blocks import Blocks
 from inrtomo.localized.network import LocalizedMlp, densities
 from inrtomo.localized.scaling import CONDITIONS, REFERENCE_PIXEL_A, Scaling, features_from, rows_seen
@@ -32,30 +32,54 @@ def inferred_slabs(
     device: str = "cpu",
     report: Report = lambda fraction: None,
 ) -> Iterator[Slab]:
-    """The volume of voxels (nz, ny, nx), rows y in order, in units of the images' density per px."""
+    """The volume of voxels (nz, ny, nx), rows y in order, in units of the images' density per px.
+
+    The mean over two ways to cut it into blocks, one voxel apart along every axis: a wavelet's known remedy for the
+    edges of its blocks.
+    """
     blocks = model.architecture.blocks
-    model = model.to(device)
+    model = model.to(device).eval()
     nz, ny, nx = shape
-    counts = blocks.count(nz), blocks.count(ny), blocks.count(nx)
-    z, x = blocks.centres(nz, range(counts[0])), blocks.centres(nx, range(counts[2]))
-    divisors = scaling.divisors(blocks.size)
-    for part in ranges(0, counts[1], slab_rows(tilts, nz, blocks, memory_bytes)):
-        y = blocks.centres(ny, part)
-        corners = np.array([[0, a, b] for a in (y[0] - 1, y[-1] + 1) for b in (-centre_index(nz), centre_index(nz))])
+    size = slab_rows(tilts, nz, blocks, memory_bytes) * blocks.edge
+    for rows in ranges(0, ny, size):
+        ends = np.array([rows.start, rows.stop - 1]) - centre_index(ny) + np.array([-blocks.edge, blocks.edge])
+        corners = np.array([[0, y, z] for y in ends for z in (-centre_index(nz), centre_index(nz))])
         maps = tilts.maps(SCALES, rows_seen(tilts, corners), device)
-        slab = np.empty((counts[0] * blocks.edge, len(part) * blocks.edge, counts[2] * blocks.edge), dtype=np.float32)
-        planes = max(1, int(memory_bytes * FEATURES_SHARE / (8 * len(divisors) * len(y) * len(x))))
-        for layer in ranges(0, counts[0], planes):
-            grid = np.meshgrid(z[layer.start : layer.stop], y, x, indexing="ij")
-            centres = np.stack([grid[2].ravel(), grid[1].ravel(), grid[0].ravel()], axis=1).astype(np.float32)
-            features = features_from(tilts, maps, centres, blocks)
-            features /= divisors
-            found = densities(model, features, scaling.condition, device)
-            at = slice(layer.start * blocks.edge, layer.stop * blocks.edge)
-            slab[at] = blocks.joined(found, (len(layer), len(y), len(x)))
-        rows = range(part.start * blocks.edge, min(part.stop * blocks.edge, ny))
-        yield rows, slab[:nz, : len(rows), :nx] * np.float32(scaling.unit)
-        report(part.stop / counts[1])
+
+        def density(centres: F32) -> F32:
+            features = features_from(tilts, maps, centres, blocks)  # noqa: B023
+            features /= scaling.divisors(blocks.size)
+            return densities(model, features, scaling.condition, device)
+
+        at_once = int(memory_bytes * FEATURES_SHARE / (8 * n_features(blocks.size)))
+        slab = np.mean([_cut(shape, rows, blocks, first, density, at_once) for first in range(blocks.edge)], axis=0)
+        yield rows, slab * np.float32(scaling.unit)
+        report(rows.stop / ny)
+
+
+def _cut(
+    shape: tuple[int, int, int],
+    rows: range,
+    blocks: Blocks,
+    before: int,
+    density: Callable[[F32], F32],
+    at_once: int,
+) -> F32:
+    """Rows of a volume cut into blocks the first of which start so many voxels before it.
+
+    Args:
+        density: coefficients of blocks with centres ``(n, 3)``, of about ``at_once`` blocks at a time.
+    """
+    nz, ny, nx = shape
+    starts = [np.arange(low - before, high, blocks.edge) for low, high in ((0, nz), (rows.start, rows.stop), (0, nx))]
+    z, y, x = (start + (blocks.edge - 1) / 2 - centre_index(size) for start, size in zip(starts, shape, strict=True))
+    slab = np.empty([len(start) * blocks.edge for start in starts], dtype=np.float32)
+    for layer in ranges(0, len(z), max(1, at_once // (len(y) * len(x)))):
+        grid = np.meshgrid(z[layer.start : layer.stop], y, x, indexing="ij")
+        centres = np.stack([grid[2].ravel(), grid[1].ravel(), grid[0].ravel()], axis=1).astype(np.float32)
+        at = slice(layer.start * blocks.edge, layer.stop * blocks.edge)
+        slab[at] = blocks.joined(density(centres), (len(layer), len(y), len(x)))
+    return slab[before : before + nz, before : before + len(rows), before : before + nx]
 
 
 def slab_rows(tilts: FilteredTilts, height: int, blocks: Blocks, memory_bytes: float) -> int:
