@@ -14,7 +14,7 @@ from inrtomo.errors import InputError
 from inrtomo.io import imod
 from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.io.aretomo import read_aln_record
-from inrtomo.io.files import check_input, check_output, make_folder, read_text, write_text
+from inrtomo.io.files import check_output, make_folder, read_text, write_text
 from inrtomo.io.imod_local import read_local, warp_from_local
 from inrtomo.io.mdoc import read_mdoc
 from inrtomo.io.mrc import read_header
@@ -501,7 +501,9 @@ def _read_com(path: Path, series: TiltSeries | tuple[int, int] | None, notes: li
     name = imod.read_command_file(path, "newstack").value("TransformFile", "xform")
     if not name:
         raise InputError(f"{path}: names no TransformFile; give the .xf itself")
-    target = check_input(path.parent / name)
+    target = path.parent / name
+    if not target.is_file():
+        raise InputError(f"{path}: names {name}, which is not there; put it beside, or give the .xf file itself")
     return (_read_warp if imod.is_warp_file(target) else _read_xf)(target, series, notes)
 
 
