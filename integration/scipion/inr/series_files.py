@@ -84,6 +84,7 @@ def _view(ti) -> View:
     dose = (acquisition.getDosePerFrame() or 0.0) if acquisition is not None else 0.0
     accumulated = (acquisition.getAccumDose() or 0.0) if acquisition is not None else 0.0
     odd, even = (ti.getOdd(), ti.getEven()) if ti.hasOddEven() else (None, None)
+    matrix = ti.getTransform().getMatrix() if ti.hasTransform() else None  # a transform read back may be empty
     return View(
         index=max(1, index or 1),  # a file of one image has index 0
         path=path,
@@ -94,7 +95,7 @@ def _view(ti) -> View:
         dose=dose,
         odd=odd,
         even=even,
-        matrix=np.array(ti.getTransform().getMatrix()) if ti.hasTransform() else None,
+        matrix=None if matrix is None else np.array(matrix, dtype=float),
     )
 
 
