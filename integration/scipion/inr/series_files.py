@@ -124,7 +124,7 @@ def write_alignment(series: Series, folder: str) -> str:
     """Write ``ID.xf`` and ``ID.tlt`` with the alignment that the set holds; returns the path of the ``.xf``."""
     os.makedirs(folder, exist_ok=True)
     base = os.path.join(folder, series.ts_id)
-    write_xf(f"{base}.xf", [np.asarray(view.matrix) for view in series.views])
+    write_xf(f"{base}.xf", series.matrices)
     write_angles(f"{base}.tlt", [view.tilt_deg for view in series.views])
     return f"{base}.xf"
 
