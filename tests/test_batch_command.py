@@ -288,7 +288,7 @@ def test_template(tmp_path: Path, inr: Inr) -> None:
     parameters = read_template(path)
     assert parameters["time"] == 1440 + 150 and parameters["additional_parameters"]["exclusive"] is True
     assert parameters["setup"][-1] == "module load cuda"
-    for line in ("--output=x", "-p gpu", "--time=long", "--array=1-9"):
+    for line in ("--output=x", "-p gpu", "--time=long", "--array=1-9", "--comment='ours"):
         path.write_text(f"#SBATCH {line}\n")
         with pytest.raises(InputError, match="SBATCH"):
             read_template(path)

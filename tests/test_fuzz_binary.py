@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inrtomo.align.checkpoint import Checkpoint
@@ -60,6 +60,7 @@ def test_mrc(tiny_series: Path, tmp_path: Path, lies: list[tuple[int, int]], dam
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @fuzz
 @given(damage=BYTES)
+@example(damage=[("cut", 1160), ("lie", 96592138)])  # a page whose size is a tuple
 def test_tiff(tmp_path: Path, compression: str | None, damage: Damage) -> None:
     path = tmp_path / "sound.tif"
     if not path.exists():

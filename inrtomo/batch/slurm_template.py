@@ -41,7 +41,7 @@ def read_template(path: Path) -> dict[str, Any]:
     setup = []
     for line in read_text(path).splitlines():
         if line.startswith("#SBATCH"):
-            for word in shlex.split(line.removeprefix("#SBATCH"), comments=True):
+            for word in _words(line, path):
                 key, equals, value = word.removeprefix("--").partition("=")
                 if not word.startswith("--") or key in OURS:
                     why = "is inr-batch's to say; remove it" if key in OURS else "write it as --option=value"
@@ -63,6 +63,14 @@ def read_template(path: Path) -> dict[str, Any]:
         "setup": setup,
         "additional_parameters": {"requeue": True, **options},
     }
+
+
+def _words(line: str, path: Path) -> list[str]:
+    """Options of a ``#SBATCH`` line."""
+    try:
+        return shlex.split(line.removeprefix("#SBATCH"), comments=True)
+    except ValueError as error:
+        raise InputError(f"{path}: {line}: {str(error).lower()}; correct the line") from None
 
 
 def _minutes(text: str, path: Path) -> int:

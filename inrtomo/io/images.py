@@ -43,12 +43,13 @@ class TiffStack:
     def __init__(self, path: str | Path) -> None:
         self.path = check_input(path)
         with self._opened() as tiff:
-            pages = [(tuple(page.shape), page.dtype) for page in tiff.pages]
+            # of a damaged file a size can be anything, and fails here
+            pages = [(tuple(int(size) for size in page.shape), page.dtype) for page in tiff.pages]
         shapes = {shape for shape, _ in pages}
         grey = all(dtype is not None and dtype.kind in "iuf" for _, dtype in pages)
         if len(shapes) != 1 or not grey or len(pages[0][0]) != 2 or min(pages[0][0]) < 1:
             raise InputError(f"{self.path}: its pages are not grey images of one size; save them as such")
-        ny, nx = (int(size) for size in pages[0][0])
+        ny, nx = pages[0][0]
         if sum(ny * nx * dtype.itemsize for _, dtype in pages) > MAX_COMPRESSION * self.path.stat().st_size:
             raise InputError(f"{self.path}: is too short for the images it announces; copy it again")
         self.shape = (len(pages), ny, nx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inrtomo.errors import InputError
 from inrtomo.io.files import atomic_path
 from inrtomo.localized.blocks import Blocks
 from inrtomo.localized.cache import SampleCache
@@ -153,20 +155,20 @@ class Training:
                 if after_validation(self):
                     return
 
-    def validation_loss(self) -> float:
-        """Mean over held-out pairs of the squared error in units of the pair's variance, of the mean weights."""
-        return float(np.mean(self.losses()))
-
     @torch.no_grad()
     def losses(self) -> F32:
-        """As `validation_loss`, of every pair."""
+        """``1 - CC^2`` of every held-out pair by the mean weights: whatever the grey scale, as a user sees it."""
         current = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.mean)
+        to_voxels = self.model.architecture.blocks.transform
         found = []
         for s in self.held_out:
-            x, y = (torch.from_numpy(a.astype(np.float32)).to(self.device) for a in (s.features, s.target))
+            x = torch.from_numpy(s.features.astype(np.float32)).to(self.device)
             c = torch.from_numpy(s.condition).to(self.device).expand(len(x), -1)
-            found.append(float(((self.model(x, c) - y) ** 2).mean()) / s.variance)
+            seen, true = (y.astype(np.float32) @ to_voxels for y in (self.model(x, c).cpu().numpy(), s.target))
+            spread = seen.std() * true.std()
+            cc = float(((seen - seen.mean()) * (true - true.mean())).mean() / spread) if spread > 0 else 0.0
+            found.append(1 - max(cc, 0.0) ** 2)
         self.model.load_state_dict(current)
         return np.array(found, dtype=np.float32)
 
@@ -184,8 +186,20 @@ class Training:
             torch.save(record, temporary)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
-        record = torch.load(path, map_location=self.device, weights_only=False)
+        """Go on from a checkpoint; nothing in the file is run.
+
+        Raises:
+            InputError: it is none of this network's.
+        """
+        try:
+            record = torch.load(path, map_location=self.device, weights_only=True)
+            self._restore(record)
+        except Exception:  # torch's reader raises anything at a file that is none
+            raise InputError(
+                f"{path}: is no checkpoint of such a training; leave --resume out and give --overwrite to start anew"
+            ) from None
+
+    def _restore(self, record: dict[str, Any]) -> None:
         self.model.load_state_dict(record["model"])
         self.mean, self.best = record["mean"], record["best"]
         self.optimiser.load_state_dict(record["optimiser"])
@@ -203,7 +217,7 @@ class Training:
     def _step(self, random: np.random.Generator) -> float:
         s = self.settings
         step = self.state.step
-        rate = s.rate * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + np.cos(np.pi * step / s.steps))
+        rate = s.rate * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / s.steps))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         x, y, c, variance = (torch.from_numpy(a).to(self.device) for a in self.pool.batch(s.batch, random))
@@ -224,7 +238,7 @@ class Training:
     def _validate(self, training_loss: float, seconds: float) -> None:
         state = self.state
         state.seconds += seconds
-        loss = self.validation_loss()
+        loss = float(np.mean(self.losses()))
         if loss < state.best:
             state.best, state.best_step = loss, state.step
             self.best = {name: value.clone() for name, value in self.mean.items()}
