@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,84 @@ def test_every_pair_keeps_what_both_hold(tmp_path: Path, series: TiltSeries, sou
 
 
 @pytest.mark.parametrize("target", FORMATS)
+def test_what_is_lost_is_said(tmp_path: Path, series: TiltSeries, target: str) -> None:
+    """Whatever is not read back from a file alone, a sentence of the writer names."""
+    record = truth()
+    a = record.alignment
+    a = replace(a, tilt_deg=a.tilt_deg + 0.1 * np.arange(N), x_tilt_deg=np.linspace(0.5, 1.5, N))
+    record = replace(record, alignment=a, exposure_e_A2=np.array([6.0, 4.0, 2.0, 0.0, 1.0, 3.0, 5.0]))
+    _, notes = write_record(tmp_path / target / OUT[target], record, target, str(series.path))
+    back = read_record(tmp_path / target / OUT[target])
+    b = back.alignment
+    rows = np.arange(N) if b.n_tilts == N else a.included
+    used = np.array([k for k, m in enumerate(rows) if m not in a.excluded])
+
+    def held(ours: Array | None, theirs: Array | None) -> bool:
+        assert ours is not None
+        return theirs is not None and np.allclose(theirs[used], ours[a.included], atol=2e-3)
+
+    out = sorted(a.excluded)
+    as_rigid = replace(b, warp=None)
+    lost = {
+        "pixel size": b.pixel_size_A != a.pixel_size_A,
+        "doses": not held(record.exposure_e_A2, back.exposure_e_A2),
+        "recorded angles": not held(record.nominal_tilt_deg, back.nominal_tilt_deg),
+        "x-axis tilt": not held(a.x_tilt_deg, b.x_tilt_deg),
+        "reasons": b.excluded != a.excluded,
+        "transforms|have the identity": b.n_tilts != N or not np.allclose(b.shift_px[out], a.shift_px[out], atol=1e-2),
+        "thickness": back.thickness_px != record.thickness_px,
+        "local motion": b.warp is None,
+    }
+    assert held(a.tilt_deg, b.tilt_deg) and held(a.shift_px, as_rigid.shift_px)
+    said = "\n".join(notes)
+    for what, gone in lost.items():
+        assert not gone or re.search(what, said), (what, said)
+    assert any(lost.values()) == (target != "json")
+
+
+@pytest.mark.parametrize("target", ["imod", "outimod1", "relion5", "warp"])
+def test_what_is_made_up_is_said(tmp_path: Path, target: str) -> None:
+    unknown = replace(truth(), thickness_px=None)
+    _, notes = write_record(tmp_path / OUT[target], unknown, target)
+    assert any("no thickness is known" in note for note in notes)
+    if target in ("relion5", "warp"):
+        assert any("names are not known" in note for note in notes)
+    _, notes = write_record(tmp_path / OUT[target], truth(), target, None, overwrite=True)
+    assert not any("no thickness is known" in note for note in notes)
+
+
+def test_a_guess_does_not_replace_what_relion_knows(tmp_path: Path) -> None:
+    write_record(tmp_path / OUT["relion5"], replace(truth(), thickness_px=44.0), "relion5")
+    write_record(tmp_path / OUT["relion5"], replace(truth(), thickness_px=None), "relion5", None, overwrite=True)
+    assert read_star(tmp_path / "tomograms.star")["global"]["rlnTomoSizeZ"] == ["44"]
+    write_record(tmp_path / OUT["relion5"], replace(truth(), thickness_px=50.0), "relion5", None, overwrite=True)
+    assert read_star(tmp_path / "tomograms.star")["global"]["rlnTomoSizeZ"] == ["50"]
+
+
+def test_doses_follow_the_order_of_the_stack(tmp_path: Path, series: TiltSeries) -> None:
+    """Every row has its dose: they are put in order; rows are missing: that doses go is said."""
+    record = truth()
+    turned = np.arange(N)[::-1]
+    whole = replace(record.alignment, excluded={}, warp=None)
+    dose = np.array([6.0, 4.0, 2.0, 0.0, 1.0, 3.0, 5.0])
+    reverse = replace(
+        whole, tilt_deg=whole.tilt_deg[turned], linear=whole.linear[turned], shift_px=whole.shift_px[turned]
+    )
+    names = tuple(f"{k + 1}@ts.mrc" for k in turned)
+    write_record(
+        tmp_path / OUT["relion5"], SeriesRecord(reverse, "ts", NOMINAL[turned], dose[turned], names), "relion5"
+    )
+    (tmp_path / "tomograms.star").rename(tmp_path / "other.star")
+    back = read_record(tmp_path / "other.star", series)
+    assert back.exposure_e_A2 is not None and back.exposure_e_A2.tolist() == dose.tolist()
+    assert apart(whole, back.alignment) < 1e-3
+    write_record(tmp_path / "b" / OUT["relion5"], replace(record, exposure_e_A2=dose), "relion5", str(series.path))
+    notes: list[str] = []
+    assert read_record(tmp_path / "b", series, notes).exposure_e_A2 is None
+    assert any("doses are lost" in note for note in notes)
+
+
+@pytest.mark.parametrize("target", FORMATS)
 def test_a_rigid_alignment_is_exact(tmp_path: Path, series: TiltSeries, target: str) -> None:
     record = truth()
     record = replace(record, alignment=record.alignment.without_warp())
@@ -168,6 +247,11 @@ def test_aretomo_folders(tmp_path: Path, series: TiltSeries) -> None:
     notes = []
     read_alignment(three, notes=notes)
     assert any("aligned already" in note for note in notes) and any("LOCALFILE" in note for note in notes)
+    with pytest.raises(InputError, match=r"-OutImod 3.*ts\.aln"):
+        read_alignment(three, series)  # of the raw images
+    write_stack(three / "ts_st.mrc", np.random.default_rng(0).normal(size=(N, SIZE[1], SIZE[0])), PIXEL)
+    (three / "ts_st.rawtlt").write_text("".join(f"{a}\n" for a in NOMINAL))
+    assert read_alignment(three, open_tilt_series(three / "ts_st.mrc")).n_tilts == N
 
 
 def test_aretomo_folders_written(tmp_path: Path, series: TiltSeries) -> None:

@@ -130,6 +130,8 @@ def read_record(
             alignment, series_name(path), _recorded_angles(path, alignment.n_tilts), thickness_px=_thickness(path)
         )
     record = replace(record, alignment=_checked(record.alignment, path))
+    if own_rows and path.suffix == ".xf":
+        _check_not_of_its_aligned_stack(record.alignment, path, series)
     if own_rows and series is not None and not isinstance(series, tuple):
         record = on_stack(record, series, path, notes)
     alignment = fitted(record.alignment, series, path, notes)
@@ -175,6 +177,23 @@ def _read_star_of_relion(path: Path, series: TiltSeries | tuple[int, int] | None
 
 def _is_aretomo_folder(folder: Path) -> bool:
     return folder.resolve().name.endswith("_Imod")
+
+
+def _check_not_of_its_aligned_stack(
+    alignment: Alignment, path: Path, series: TiltSeries | tuple[int, int] | None
+) -> None:
+    """InputError where AreTomo's third layout, identities for the aligned stack in the folder, is given raw images."""
+    raw = series is not None and not isinstance(series, tuple) and series.path.resolve().parent != path.resolve().parent
+    if raw and _all_identity(alignment.linear, alignment.shift_px):
+        aln = f"{path.resolve().parent.name.removesuffix('_Imod')}.aln"
+        raise InputError(
+            f"{path}: holds identities, for the aligned stack beside it (-OutImod 3), and not the alignment of the raw "
+            f"images; give AreTomo's {aln} in its place"
+        )
+
+
+def _all_identity(linear: Array, shift: Array) -> bool:
+    return len(linear) > 1 and bool((linear == np.eye(2)).all() and not shift.any())
 
 
 def _recorded_angles(path: Path, n: int) -> Array | None:
@@ -427,7 +446,7 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
         x_tilt_deg=x_tilt,
         excluded=excluded,
     )
-    if n > 1 and np.ptp(linear, axis=0).max() == 0 and (linear[0] == np.eye(2)).all() and not shift.any():
+    if _all_identity(linear, shift):
         notes.append(f"{path.name}: every transform is the identity; it is for a stack that is aligned already")
     local = None if command is None else command.value("LOCALFILE")
     if command is None or not local or alignment.warp is not None:

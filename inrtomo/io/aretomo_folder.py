@@ -62,9 +62,13 @@ def write_aretomo_folder(
         excluded: list[int] = []
         raw = f"{base}.mrc"
         if a.excluded:
-            notes.append(f"{base}.mrc: images {', '.join(map(str, sorted(a.excluded)))} (from 0) are not in it")
+            left_out = ", ".join(map(str, sorted(a.excluded)))
+            notes.append(f"{base}.mrc: images {left_out} (from 0) are not in it; their transforms and reasons are lost")
     else:
         rows, excluded = list(range(a.n_tilts)), sorted(a.excluded)
+        if excluded:
+            left_out = ", ".join(map(str, excluded))
+            notes.append(f"{base}.xf: left out images {left_out} (from 0) have the identity; the reasons are not held")
         raw = f"{record.name}.mrc" if stack is None else os.path.relpath(stack, folder)
     linear, shift = a.linear.copy(), a.shift_px.copy()
     linear[excluded], shift[excluded] = np.eye(2), 0.0
@@ -72,6 +76,8 @@ def write_aretomo_folder(
     imod.write_angles(files[".tlt"], a.tilt_deg[rows], overwrite)
     imod.write_x_tilt(files[".xtilt"], a.x_tilt_deg[rows], overwrite)
     thickness = round(record.thickness_px or DEFAULT_THICKNESS_PX)
+    if record.thickness_px is None:
+        notes.append(f"tilt.com: no thickness is known; THICKNESS is {DEFAULT_THICKNESS_PX} px")
     newst = imod.newst_com(base, raw, f"{base}_ali.mrc").replace(f"{base}_warp.xf", f"{base}.xf")
     write_text(files["newst.com"], newst, overwrite)
     tilt = imod.tilt_com(base, f"{base}_ali.mrc", f"{base}_rec.mrc", a.image_size, thickness, excluded)
@@ -83,6 +89,9 @@ def write_aretomo_folder(
         order = [m for m in np.argsort(record.exposure_e_A2, kind="stable") if m in rows]
         table = "".join(f"{k},{recorded[m]:.2f}\n" for k, m in enumerate(order, 1))
         write_text(files["_order_list.csv"], "ImageNumber, TiltAngle\n" + table, overwrite)
+        notes.append(f"{base}_order_list.csv: holds the order of recording; doses are not held")
+    if layout == 1 and a.pixel_size_A is not None:
+        notes.append(f"{folder.name}: holds no pixel size; that of the raw stack counts")
     if a.warp is not None:
         notes.append(f"{base}.xf: holds no local motion; --to imod writes a warp file, --to aretomo patches")
     return list(files.values()), notes

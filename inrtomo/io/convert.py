@@ -94,7 +94,9 @@ def _write_aretomo(path: Path, record: SeriesRecord, stack: str | None, overwrit
     if record.alignment.pixel_size_A is not None or record.exposure_e_A2 is not None:
         notes.append(f"{path.name}: holds neither pixel size nor doses")
     if record.alignment.excluded:
-        notes.append(f"{path.name}: excluded images are dark frames, whose transforms and refined angles are lost")
+        notes.append(
+            f"{path.name}: excluded images are dark frames, whose transforms, refined angles and reasons are lost"
+        )
     return [path], notes
 
 

@@ -392,9 +392,19 @@ def write_relion(folder: str | Path, record: SeriesRecord, overwrite: bool = Fal
             f"nodes to {grid.rms_px:.3f} px RMS, {grid.largest_px:.3f} px at most"
         )
     if a.excluded:
-        notes.append(f"{series_path.name}: excluded images ({_listed(a.excluded)}, from 0) have no row")
+        notes.append(
+            f"{series_path.name}: excluded images ({_listed(a.excluded)}, from 0) have no row; their transforms and "
+            "reasons are lost"
+        )
     with_ctf = _keep_columns(series_path, table, overwrite, notes)
-    known = _keep_series(overview_path, overview, overwrite, notes)
+    if record.images is None and table["rlnMicrographName"][0] == images[rows[0]]:
+        notes.append(f"{series_path.name}: the images' names are not known; they are taken as {images[0]} and so on")
+    sides = [f"rlnTomoSize{axis}" for axis in "XYZ"]
+    known = _keep_series(overview_path, overview, sides if record.thickness_px is None else [], overwrite, notes)
+    if record.thickness_px is None:
+        notes.append(
+            f"{overview_path.name}: no thickness is known; the tomogram is {overview[sides[2]][0]} px deep there"
+        )
     if not (known and with_ctf):
         notes.append(
             f"{overview_path.name}: "
@@ -437,9 +447,10 @@ def _keep_columns(path: Path, table: Table, overwrite: bool, notes: list[str]) -
     return "rlnDefocusU" in table
 
 
-def _keep_series(path: Path, overview: Table, overwrite: bool, notes: list[str]) -> bool:
+def _keep_series(path: Path, overview: Table, guesses: list[str], overwrite: bool, notes: list[str]) -> bool:
     """Add to the row of a series what an old ``tomograms.star`` says of it, and the rows of all others.
 
+    What it says counts more than ``guesses``, columns of the new row that were filled for want of better.
     Returns whether the old one knew the microscope (of this series, or else of the others).
     """
     if not (overwrite and path.is_file()):
@@ -454,7 +465,8 @@ def _keep_series(path: Path, overview: Table, overwrite: bool, notes: list[str])
     own = old["rlnTomoName"].index(name) if name in old["rlnTomoName"] else 0
     ours_before = name in old["rlnTomoName"]
     for column, words in old.items():
-        if column in OPTICS or (column not in overview and ours_before and column not in DEFORMATIONS):
+        kept = column in guesses if column in overview else column not in DEFORMATIONS
+        if column in OPTICS or (ours_before and kept):
             overview[column] = [words[own]]
         elif column not in overview:
             overview[column] = [DEFORMATIONS.get(column, "None")]

@@ -93,7 +93,13 @@ def on_stack(record: SeriesRecord, series: TiltSeries, path: Path, notes: list[s
         warp=warp,
         excluded=dict(sorted(excluded.items())),
     )
-    return replace(record, alignment=moved, nominal_tilt_deg=series.tilt_deg, images=None, exposure_e_A2=None)
+    exposure = None
+    if record.exposure_e_A2 is not None and not missing:
+        exposure = np.empty(n)
+        exposure[at] = record.exposure_e_A2
+    elif record.exposure_e_A2 is not None and series.exposure_e_A2 is None:
+        notes.append(f"{path}: its doses are lost, since images without an entry have none; an .mdoc has them")
+    return replace(record, alignment=moved, nominal_tilt_deg=series.tilt_deg, images=None, exposure_e_A2=exposure)
 
 
 def _sections_by_name(record: SeriesRecord) -> Ints | None:

@@ -327,6 +327,8 @@ def write_warp_xml(
     root.set("LevelAngleY", "0")
     if not root.get("VolumeDimensionsAngstrom") and volume_px is not None:
         root.set("VolumeDimensionsAngstrom", ", ".join(f"{side * pixel:.9g}" for side in volume_px))
+        if record.thickness_px is None:
+            notes.append(f"{name}: no thickness is known; the volume is {volume_px[2]} px deep there")
     root.set("ImageDimensionsAngstrom", ", ".join(f"{side * pixel:.9g}" for side in a.image_size))
     offset = (rigid.offset_px - HALF_PIXEL) * pixel
     _set_column(root, "Angles", _written(-a.tilt_deg))
