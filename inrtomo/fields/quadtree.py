@@ -19,7 +19,7 @@ from inrtomo.fields.density import F32, F64, LatticeSpec
 I64 = NDArray[np.int64]
 Nodes = I64  # (n, 3): level, index along x, index along y
 CHILDREN = np.array([(1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)])
-PRICE = 1e-6  # of a node, in units of the largest error: of equal trees the smaller one wins
+PRICE = 0.02  # of a node, in units of the largest error: vacuum stays coarse, and all texture of a real cell is split
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from inrtomo.fields.density import DECODER_RATE, F32, F64, DensityField, Lattice
 from inrtomo.fields.factors import FactorGrid
 from inrtomo.fields.quadtree import DensitySpread
 
-SHARE_OF_NODES = 0.5  # of the finest uniform tree, the default budget
 EDGE_GAP = 0.01  # distance of boundary points from their edge, in vertices of the deepest nodes
 
 
@@ -99,7 +98,8 @@ def adapted(
     Args:
         field: to start from; it stays as it is.
         spec, density: lattice and density ``(nz, nx, ny)`` on it, usually the field's own at the last scale.
-        budget: most nodes of the new tree; default half of the finest uniform one's.
+        budget: most nodes of the new tree; None: as many as split enough (half of the finest tree's left squares of
+            texture coarse on a real series).
         level_cap: as for `DensityField.lattice`; only rows of the region of interest count.
 
     Raises:
@@ -107,7 +107,7 @@ def adapted(
     """
     old = field.grid
     if budget is None:
-        budget = max(len(old.tree.leaves), round(SHARE_OF_NODES * old.tree.owner.size))
+        budget = old.tree.owner.size
     counted = field._which(spec, level_cap) == 2
     tree = old.tree.updated(DensitySpread(old.tree, spec, density, counted), budget)
     new = TensorField(field.config, old.with_tree(tree))
