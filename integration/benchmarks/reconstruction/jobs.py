@@ -85,8 +85,8 @@ def records(results: Path, part: str | None = None) -> list[Record]:
     for record in json_lines.read(results):
         head = (record["part"], record["job"], record["seed"])
         if "error" not in record:
-            latest.pop((*head, "failed", record["job"]), None)
-        latest[(*head, record["table"], record["row"])] = record
+            latest.pop(head + ("failed", record["job"]), None)
+        latest[head + (record["table"], record["row"])] = record
     return [record for record in latest.values() if part in (None, record["part"])]
 
 
