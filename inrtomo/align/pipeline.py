@@ -425,8 +425,9 @@ class _Run:
     @property
     def joint_settings(self) -> JointSettings:
         s = self.settings
-        models = {"field": s.field, "warp": s.warp, "loss": s.loss}
-        return JointSettings(**models, seed=s.seed, memory_bytes=s.memory_bytes, device=s.device)  # type: ignore[arg-type]
+        return JointSettings(
+            field=s.field, warp=s.warp, loss=s.loss, seed=s.seed, memory_bytes=s.memory_bytes, device=s.device
+        )
 
     def joint(self, start: Alignment, slab_px: float) -> JointResult:
         """The joint fit, from wherever the checkpoint has it."""
