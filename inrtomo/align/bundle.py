@@ -163,6 +163,20 @@ def solve(
         maxiter=CG_STEPS,
         M=scipy.sparse.linalg.LinearOperator((n, n), matvec=precondition, dtype=np.float64),
     )
-    largest = float(np.percentile(np.abs(views(step)), 98))
-    coefficients, axis, height = split(current + min(1.0, largest_px / max(largest, 1e-9)) * step)
-    return Motion(coefficients, float(axis), height)
+    return limited_step(current, step, views(step), largest_px, n_tilts, model)
+
+
+def limited_step(
+    current: Array, step: Array, moved_px: Array, largest_px: float, n_tilts: int, model: MotionModel
+) -> Motion:
+    """The motion after a step, or after the part of it that moves no more than a few views by over ``largest_px``.
+
+    Args:
+        current, step: motion's coefficients, axis and heights in a row.
+        moved_px: ``(n_tracks, n_tilts, 2)`` by which the whole step would move the views.
+    """
+    largest = float(np.percentile(np.abs(moved_px), 98))
+    after = current + min(1.0, largest_px / max(largest, 1e-9)) * step
+    n_motion = n_tilts * 2 * model.n_basis
+    coefficients = after[:n_motion].reshape(n_tilts, 2, model.n_basis)
+    return Motion(coefficients, float(after[n_motion]), after[n_motion + 1 :])

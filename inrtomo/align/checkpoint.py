@@ -25,6 +25,8 @@ from inrtomo.io.npz import read_npz
 
 FORMAT = 2
 SAVE_EVERY_S = 15.0
+SAVE_COST = 0.05  # of the time, at most,
+LATEST_S = 50.0  # unless that would lose a minute
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Checkpoint:
     stages: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     _saved_at: float = field(default_factory=time.monotonic)
+    _took_s: float = 0.0
 
     @classmethod
     def resume(cls, path: Path, identity: dict[str, Any]) -> Checkpoint:
@@ -54,11 +57,11 @@ class Checkpoint:
             head = dict(json.loads(str(arrays.pop("__head__"))))
             before, stages = dict(head.get("identity", {})), dict(head.get("stages", {}))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path}: not a checkpoint of inr-align ({error}); start anew with --overwrite") from None
+            raise InputError(f"{path}: not a checkpoint ({error}); start anew with --overwrite") from None
         now = json.loads(json.dumps(identity))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         if head.get("format") != FORMAT:
-            raise InputError(f"{path}: written by another version of inr-align; start anew with --overwrite")
+            raise InputError(f"{path}: written by another version of inrtomo; start anew with --overwrite")
         if changed:
             raise InputError(
                 f"{path}: belongs to a run with other {', '.join(changed)}; give the same ones, or start "
@@ -68,17 +71,20 @@ class Checkpoint:
 
     def save(self) -> None:
         """Write the state; replaces the file by rename."""
-        self._saved_at = time.monotonic()
+        begun = self._saved_at = time.monotonic()
         if self.path is None:
             return
         head = json.dumps({"format": FORMAT, "identity": self.identity, "stages": self.stages})
         with atomic_path(self.path, overwrite=True) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, allow_pickle=False, __head__=np.array(head), **self.arrays)
+        self._saved_at = time.monotonic()
+        self._took_s = self._saved_at - begun
 
     @property
     def is_due(self) -> bool:
-        """Whether the last save is long enough ago."""
-        return time.monotonic() - self._saved_at >= SAVE_EVERY_S
+        """Whether the last save is long enough ago; never where there is nothing to save to."""
+        wait = min(max(SAVE_EVERY_S, self._took_s / SAVE_COST), LATEST_S)
+        return self.path is not None and time.monotonic() - self._saved_at >= wait
 
     def part(self, prefix: str) -> dict[str, NDArray[Any]]:
         """The arrays stored under ``prefix.``, without it."""
@@ -92,12 +98,20 @@ class Checkpoint:
             self.arrays[f"{prefix}.{name}"] = value
 
 
-def fingerprint(images: NDArray[Any], tilt_deg: NDArray[np.float64]) -> str:
-    """Hash of a series: shape, angles, and every image's pixels (every seventh of them)."""
-    digest = hashlib.sha256(repr((images.shape, np.round(tilt_deg, 4).tolist())).encode())
-    for image in images:
-        digest.update(np.ascontiguousarray(image.ravel()[::7], dtype=np.float32).tobytes())
-    return digest.hexdigest()[:24]
+class Fingerprint:
+    """Hash of a series: shape ``(n, ny, nx)``, angles, and every image's pixels (every seventh of them)."""
+
+    def __init__(self, shape: tuple[int, ...], tilt_deg: NDArray[np.float64]) -> None:
+        self._digest = hashlib.sha256(repr((tuple(shape), np.round(tilt_deg, 4).tolist())).encode())
+
+    def add(self, image: NDArray[Any]) -> None:
+        """The next raw image; not a binned one, which another device would give with other last digits."""
+        self._digest.update(np.ascontiguousarray(image.ravel()[::7], dtype=np.float32).tobytes())
+
+    @property
+    def text(self) -> str:
+        """24 hexadecimal digits."""
+        return self._digest.hexdigest()[:24]
 
 
 class Stopped(Exception):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from inrtomo.align.coarse import coarse_alignment
+from inrtomo.align.coarse import CorrelationWork, coarse_alignment
 from inrtomo.align.prepare import PREPARE_DEFAULTS, Prepared, PrepareSettings, prepare
-from inrtomo.align.tracks import TRACK_DEFAULTS, TrackResult, TrackSettings, refined_axis, track_and_bundle
+from inrtomo.align.tracks import TRACK_DEFAULTS, TrackResult, TrackSettings, TrackWork, refined_axis, track_and_bundle
 from inrtomo.alignment import Alignment
 
 if TYPE_CHECKING:
@@ -22,6 +22,22 @@ Array = NDArray[np.float64]
 Progress = Callable[[str, float], None]
 
 AXIS_ROUNDS, AXIS_SETTLED_DEG = 5, 0.5
+
+
+class Work(CorrelationWork, TrackWork):
+    """What takes time in all of these stages, on the CPU."""
+
+
+ON_CPU = Work()
+
+
+def work_on(device: str, memory_bytes: float) -> Work:
+    """The work of these stages on ``"cpu"`` or a GPU as torch calls it, there within about ``memory_bytes``."""
+    if device == "cpu":
+        return ON_CPU
+    from inrtomo.gpu.early import DeviceWork
+
+    return DeviceWork(device, memory_bytes)
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,7 @@ def fast_alignment_of(
     excluded: dict[int, str] | None = None,
     progress: Progress | None = None,
     hide: Callable[[Prepared], Prepared] | None = None,
+    work: Work = ON_CPU,
 ) -> tuple[Alignment, FastReport]:
     """`fast_alignment` for images ``(n, ny, nx)`` in memory.
 
@@ -92,16 +109,16 @@ def fast_alignment_of(
     """
     tilt_deg = np.asarray(tilt_deg, dtype=np.float64)
     clock = [time.perf_counter()]
-    prepared = prepare(images, tilt_deg, pixel_size_A, prepare_settings, excluded, progress)
+    prepared = prepare(images, tilt_deg, pixel_size_A, prepare_settings, excluded, progress, work)
     clock.append(time.perf_counter())
     if start is None:
-        coarse = coarse_alignment(prepared, tilt_deg, axis_deg, pixel_size_A, progress)
+        coarse = coarse_alignment(prepared, tilt_deg, axis_deg, pixel_size_A, progress, work)
         if axis_deg is None:
-            coarse = _with_refined_axis(prepared, coarse)
+            coarse = _with_refined_axis(prepared, coarse, work)
     else:
         coarse = start
     clock.append(time.perf_counter())
-    tracks = track_and_bundle(hide(prepared) if hide else prepared, coarse, track_settings, progress)
+    tracks = track_and_bundle(hide(prepared) if hide else prepared, coarse, track_settings, progress, work)
     clock.append(time.perf_counter())
     seconds = dict(zip(("prepare", "coarse", "tracks"), np.diff(clock).tolist(), strict=True))
     ambiguous = start is None and axis_deg is None
@@ -115,12 +132,12 @@ def fast_alignment_of(
     return tracks.alignment, report
 
 
-def _with_refined_axis(prepared: Prepared, coarse: Alignment) -> Alignment:
+def _with_refined_axis(prepared: Prepared, coarse: Alignment, work: Work) -> Alignment:
     """Common lines leave the axis some degrees off: refine it with tracks, correlate again, until it stays."""
     for _ in range(AXIS_ROUNDS):
         before = float(np.median(coarse.rotation_deg))
-        axis = refined_axis(prepared, coarse)
-        coarse = coarse_alignment(prepared, coarse.tilt_deg, axis, coarse.pixel_size_A)
+        axis = refined_axis(prepared, coarse, work=work)
+        coarse = coarse_alignment(prepared, coarse.tilt_deg, axis, coarse.pixel_size_A, work=work)
         if abs((axis - before + 180) % 360 - 180) < AXIS_SETTLED_DEG:
             break
     return coarse

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from inrtomo.align.checkpoint import Checkpoint, Interrupts, Stopped, fingerprint
+from inrtomo.align.checkpoint import Checkpoint, Fingerprint, Interrupts, Stopped
 from inrtomo.align.error_bars import half_data_masks, half_settings, jittered, sigma_of_shifts
-from inrtomo.align.fast import fast_alignment_of
+from inrtomo.align.fast import Work, fast_alignment_of, work_on
 from inrtomo.align.guard import Verdict, choose, held_out_blocks
 from inrtomo.align.joint import (
     HELD_BLOCK_PX,
@@ -33,7 +32,7 @@ from inrtomo.align.joint import (
 )
 from inrtomo.align.level import Level, centred_on_views, find_level, levelled, translated
 from inrtomo.align.motion import aligned_half_size
-from inrtomo.align.prepare import Prepared, PrepareSettings, fourier_crop, prepare
+from inrtomo.align.prepare import Prepared, PrepareSettings, prepare
 from inrtomo.align.settings import AlignSettings
 from inrtomo.align.tracks import TrackSettings
 from inrtomo.alignment import Alignment
@@ -138,14 +137,15 @@ def align_series(
     """
     settings = settings or AlignSettings()
     factor = working_bin(series.size, settings.working_size)
-    images = working_images(series, factor)
-    identity = settings.as_dict() | {"input": fingerprint(images, np.asarray(series.tilt_deg))}
+    work = work_on(settings.device, settings.memory_bytes)
+    images, hashed = working_images(series, factor, work)
+    identity = settings.as_dict() | {"input": hashed}
     identity["excluded tilts"] = sorted(series.excluded)
     if resume and checkpoint_path is not None and checkpoint_path.exists():
         checkpoint = Checkpoint.resume(checkpoint_path, identity)
     else:
         checkpoint = Checkpoint(checkpoint_path, identity)
-    return _Run(series, settings, images, factor, checkpoint, progress or _silent, note).result()
+    return _Run(series, settings, images, factor, checkpoint, progress or _silent, note, work).result()
 
 
 def working_bin(size: tuple[int, int], working_size: int) -> int:
@@ -153,11 +153,23 @@ def working_bin(size: tuple[int, int], working_size: int) -> int:
     return max(1, int(np.ceil(max(size) / working_size)))
 
 
-def working_images(series: TiltSeries, factor: int) -> F32:
-    """The images Fourier-binned by ``factor`` ``(n, ny, nx)``, centre on centre; one raw image in memory at a time."""
+def working_images(series: TiltSeries, factor: int, work: Work) -> tuple[F32, str]:
+    """The images Fourier-binned by ``factor`` ``(n, ny, nx)``, centre on centre, and a `Fingerprint` of the raw ones.
+
+    One raw image is in memory at a time.
+    """
+    hashed = Fingerprint((series.n_tilts, series.size[1], series.size[0]), np.asarray(series.tilt_deg))
     if factor == 1:
-        return np.asarray(series.read(), dtype=np.float32)
-    return np.stack([fourier_crop(_finite(series.image(i)), factor) for i in range(series.n_tilts)])
+        images = np.asarray(series.read(), dtype=np.float32)
+        for image in images:
+            hashed.add(image)
+        return images, hashed.text
+    binned = []
+    for i in range(series.n_tilts):
+        image = np.asarray(series.image(i), dtype=np.float32)
+        hashed.add(image)
+        binned.append(work.fourier_crop(_finite(image), factor))
+    return np.stack(binned), hashed.text
 
 
 def _finite(image: NDArray[Any]) -> F32:
@@ -186,7 +198,9 @@ class _Run:
         checkpoint: Checkpoint,
         progress: Progress,
         note: Callable[[str], None] | None,
+        work: Work,
     ) -> None:
+        self.work = work
         self.series, self.settings, self.images, self.factor = series, settings, images, factor
         self.checkpoint, self.progress, self.tell = checkpoint, progress, note or (lambda text: None)
         self.notes: list[str] = []
@@ -306,7 +320,7 @@ class _Run:
 
         def prepared_only() -> Prepared:
             with self.timed("prepare"):
-                return prepare(self.images, tilt_deg, pixel, optics, excluded, report)
+                return prepare(self.images, tilt_deg, pixel, optics, excluded, report, self.work)
 
         if "start" in stages:
             self.prepared = prepared_only()
@@ -320,7 +334,7 @@ class _Run:
             slab = None if s.thickness_px is None else s.thickness_px / self.factor
             start, fast = fast_alignment_of(
                 self.images, tilt_deg, s.axis_deg, pixel, given, optics, TrackSettings(slab_px=slab), excluded, report,
-                None if s.fast else self.without_held_out,
+                None if s.fast else self.without_held_out, self.work,
             )  # fmt: skip
             self.prepared = fast.prepared
             start = replace(start, excluded=dict(self.prepared.excluded))
@@ -352,8 +366,8 @@ class _Run:
             hidden = held.repeat(HELD_BLOCK_PX, axis=0).repeat(HELD_BLOCK_PX, axis=1)[
                 : image.shape[0], : image.shape[1]
             ]
-            known = ndimage.gaussian_filter((~hidden).astype(np.float32), HELD_BLOCK_PX / 2)
-            smooth = ndimage.gaussian_filter(np.where(hidden, 0, image), HELD_BLOCK_PX / 2) / np.maximum(known, 1e-3)
+            known = self.work.blurred((~hidden).astype(np.float32), HELD_BLOCK_PX / 2)
+            smooth = self.work.blurred(np.where(hidden, 0, image), HELD_BLOCK_PX / 2) / np.maximum(known, 1e-3)
             image[hidden] = smooth[hidden]
         return replace(prepared, images=images)
 
@@ -499,8 +513,11 @@ class _Run:
             )  # fmt: skip
             for path in (series.odd, series.even):
                 stack = open_stack(path)
-                images = np.stack([fourier_crop(_finite(stack.image(i)), self.factor) for i in range(series.n_tilts)])
-                half = prepare(images, np.asarray(series.tilt_deg), pixel, optics, prepared.excluded)
+                images = np.stack(
+                    [self.work.fourier_crop(_finite(stack.image(i)), self.factor) for i in range(series.n_tilts)]
+                )
+                tilt_deg = np.asarray(series.tilt_deg)
+                half = prepare(images, tilt_deg, pixel, optics, prepared.excluded, work=self.work)
                 yield half.images[self.used], weight
             return
         for mask in half_data_masks(weight.shape):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
+from inrtomo.align.sampling import band_pass, spline_coefficients
 from inrtomo.ctf import ctf_1d, ctf_2d
 from inrtomo.errors import InputError
 
@@ -28,6 +30,10 @@ DARK_FRACTION = 0.35  # of the counts its neighbours lead to expect
 FALL_TO_A = 120.0
 UNTOUCHED_FALL = 2.0  # of log signal power from the lowest frequency to 1 / FALL_TO_A: 3.2 and more on simulations
 # without a transfer function, 0.8 and less on those with one and on a real series
+GOLD_WIDTHS_PX = (2.0, 16.0)  # of the Gaussians between whose blurs beads stand out
+GOLD_SD, GOLD_OF_TOP, GOLD_TOP_PERCENT = 8.0, 0.45, 99.95
+GOLD_GROWN_PX = 3
+TEXTURE_WIDTHS_PX = (2.0, 5.0)  # blurred by the first, every other pixel less blurred by the second
 EMPTY_FRACTION = 0.4  # of the texture its neighbours lead to expect
 
 
@@ -112,6 +118,60 @@ class Prepared:
         return np.array([i for i in range(len(self.images)) if i not in self.excluded], dtype=np.int64)
 
 
+class PixelWork:
+    """What is done to every pixel of an image, on the CPU; `inrtomo.gpu.pixels` does the same on a device.
+
+    Images are ``(ny, nx)`` float32 unless an argument says otherwise.
+    """
+
+    def cleaned(self, image: F32) -> tuple[F32, NDArray[np.bool_]]:
+        """Without hot and non-finite pixels, and which pixels are dead borders."""
+        return _clean(image)
+
+    def texture(self, image: F32) -> float:
+        """Robust sd at medium scale."""
+        return _texture(image)
+
+    def noise_sd(self, image: F32) -> float:
+        """Noise sd per pixel."""
+        return noise_sd(image)
+
+    def gold_mask(self, image: F32) -> NDArray[np.bool_]:
+        """Pixels of gold beads."""
+        return gold_mask(image)
+
+    def blurred(self, image: F32, sigma_px: float) -> F32:
+        """Under a Gaussian."""
+        return np.asarray(ndimage.gaussian_filter(image, sigma_px))
+
+    def between(self, image: F32, narrow_px: float, wide_px: float) -> F32:
+        """Under a Gaussian less under a wider one."""
+        return between_gaussians(image, narrow_px, wide_px)
+
+    def fourier_crop(self, image: F32, factor: int) -> F32:
+        """Binned by cutting the spectrum."""
+        return fourier_crop(image, factor)
+
+    def restore(self, image: F32, pixel_size_A: float, defocus_A: float, settings: PrepareSettings) -> F32:
+        """With the transfer function undone."""
+        return restore(image, pixel_size_A, defocus_A, settings)
+
+    def mean_power(self, images: F32, window: Array) -> Array:
+        """Mean over images ``(n, ny, nx)`` of the power spectrum (``rfft2``) under a window."""
+        return np.asarray(np.mean(np.abs(scipy.fft.rfft2(images * window)) ** 2, axis=0))
+
+    def band_pass(self, images: F32, longest_px: float, shortest_px: float) -> F32:
+        """Images ``(n, ny, nx)`` between two wavelengths, limited."""
+        return band_pass(images, longest_px, shortest_px)
+
+    def coefficients(self, images: F32) -> Any:
+        """Spline coefficients of images ``(n, ny, nx)``, where this work is done."""
+        return spline_coefficients(images)
+
+
+ON_CPU = PixelWork()
+
+
 def prepare(
     images: F32,
     tilt_deg: Array,
@@ -119,6 +179,7 @@ def prepare(
     settings: PrepareSettings = PREPARE_DEFAULTS,
     excluded: dict[int, str] | None = None,
     progress: Progress | None = None,
+    work: PixelWork = ON_CPU,
 ) -> Prepared:
     """Prepare raw images ``(n, ny, nx)``; ``excluded`` are tilts the user left out.
 
@@ -131,11 +192,11 @@ def prepare(
     clean = np.empty((n, ny, nx), dtype=np.float32)
     dead = np.zeros((n, ny, nx), dtype=bool)
     for i in range(n):
-        clean[i], dead[i], n_hot = _clean(np.asarray(images[i], dtype=np.float32))
+        clean[i], dead[i] = work.cleaned(np.asarray(images[i], dtype=np.float32))
         if progress:
             progress("prepare", (i + 1) / (2 * n))
     median = np.array([_sampled_median(image) for image in clean])
-    texture = np.array([_texture(image) for image in clean])
+    texture = np.array([work.texture(image) for image in clean])
     counts = _looks_like_counts(clean, median, tilt_deg)
     bad = dict(excluded or {})
     bad.update({i: why for i, why in unusable_tilts(median, texture, tilt_deg, counts).items() if i not in bad})
@@ -148,15 +209,15 @@ def prepare(
     for i in good:
         flat[i] = (clean[i] - median[i]) / scale[i]
         flat[i][dead[i]] = 0.0
-    polarity, why = (settings.polarity, "given") if settings.polarity else _polarity(flat[good], counts)
+    polarity, why = (settings.polarity, "given") if settings.polarity else _polarity(flat[good], counts, work)
     notes.append(f"protein is {'bright' if polarity > 0 else 'dark'} in the input ({why})")
     if polarity < 0:
         np.negative(flat, out=flat)
     if settings.bin > 1:
-        flat = np.stack([fourier_crop(image, settings.bin) for image in flat])
+        flat = np.stack([work.fourier_crop(image, settings.bin) for image in flat])
         dead = np.stack([_bin_mask(mask, settings.bin) for mask in dead])
     noise = np.ones(n)
-    noise[good] = [max(noise_sd(flat[i]), 1e-12) for i in good]
+    noise[good] = [max(work.noise_sd(flat[i]), 1e-12) for i in good]
     unit = float(np.median(noise[good]))
     flat /= np.float32(unit)
     noise /= unit
@@ -164,12 +225,12 @@ def prepare(
     gold = np.zeros(flat.shape, dtype=bool)
     if settings.mask_gold:
         for i in good:
-            gold[i] = gold_mask(flat[i])
-    defocus = _defocus_to_undo(flat[good], settings, pixel_size_A, polarity < 0, notes)
+            gold[i] = work.gold_mask(flat[i])
+    defocus = _defocus_to_undo(flat[good], settings, pixel_size_A, polarity < 0, notes, work)
     if defocus is not None:
         assert pixel_size_A is not None
         for position, i in enumerate(good):
-            flat[i] = restore(
+            flat[i] = work.restore(
                 flat[i], pixel_size_A * settings.bin, float(defocus[i if len(defocus) == n else 0]), settings
             )
             flat[i] -= np.float32(_sampled_median(flat[i]))
@@ -187,7 +248,7 @@ def prepare(
     )  # fmt: skip
 
 
-def _clean(image: F32) -> tuple[F32, NDArray[np.bool_], int]:
+def _clean(image: F32) -> tuple[F32, NDArray[np.bool_]]:
     """Replace non-finite and hot pixels by their local median; find dead borders (constant rows, columns)."""
     image = image.copy()
     finite = np.isfinite(image)
@@ -207,20 +268,23 @@ def _clean(image: F32) -> tuple[F32, NDArray[np.bool_], int]:
     hot = (excess > HOT_PIXEL_SD * sd + (high - low)) | ~finite[rows, columns]
     rows, columns, usual = rows[hot], columns[hot], usual[hot]
     image[rows, columns] = usual
-    dead = np.zeros(image.shape, dtype=bool)
-    # only runs of constant lines that touch the border are dead
-    for axis in (0, 1):
-        flat_lines = np.ptp(image, axis=1 - axis) == 0
-        if flat_lines.all():
+    return image, dead_borders(np.ptp(image, axis=1) == 0, np.ptp(image, axis=0) == 0)
+
+
+def dead_borders(constant_rows: NDArray[np.bool_], constant_columns: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels ``(ny, nx)`` of constant rows and columns; only runs of them that touch the border are dead."""
+    dead = np.zeros((len(constant_rows), len(constant_columns)), dtype=bool)
+    for axis, constant in enumerate((constant_rows, constant_columns)):
+        if constant.all():
             continue
-        index = np.arange(len(flat_lines))
-        inside = index[~flat_lines]
+        index = np.arange(len(constant))
+        inside = index[~constant]
         lines = (index < inside[0]) | (index > inside[-1])
         if axis == 0:
             dead[lines, :] = True
         else:
             dead[:, lines] = True
-    return image, dead, len(rows)
+    return dead
 
 
 def _sampled_median(image: F32) -> float:
@@ -235,8 +299,9 @@ def noise_sd(image: F32) -> float:
 
 def _texture(image: F32) -> float:
     """Robust sd of the image at medium scale (blurred by 2 px, less blurred by 10 px), relative noise included."""
-    band = ndimage.gaussian_filter(image, 2.0)[::2, ::2]
-    band = band - ndimage.gaussian_filter(band, 5.0)
+    narrow, wide = TEXTURE_WIDTHS_PX
+    band = ndimage.gaussian_filter(image, narrow)[::2, ::2]
+    band = band - ndimage.gaussian_filter(band, wide)
     return MAD_TO_SD * float(np.median(np.abs(band - np.median(band))))
 
 
@@ -280,12 +345,12 @@ def unusable_tilts(median: Array, texture: Array, tilt_deg: Array, counts: bool)
     return bad
 
 
-def _polarity(images: F32, counts: bool) -> tuple[int, str]:
+def _polarity(images: F32, counts: bool, work: PixelWork) -> tuple[int, str]:
     """Sign of protein: compact dense matter makes band-passed images skewed; counts are dark where matter is."""
     skew = []
     for image in images[:: max(1, len(images) // 20)]:
         for sigma in (2.0, 3.5):
-            band = ndimage.gaussian_filter(image, sigma) - ndimage.gaussian_filter(image, 4 * sigma)
+            band = work.between(image, sigma, 4 * sigma)
             skew.append(float(stats.skew(np.clip(band, *_robust_range(band, 8.0))[::2, ::2], axis=None)))
     middle = float(np.median(skew))
     error = MAD_TO_SD * float(np.median(np.abs(np.array(skew) - middle))) / np.sqrt(len(skew)) * 1.25 + 0.01
@@ -302,16 +367,22 @@ def _robust_range(image: F32, n_sd: float) -> tuple[float, float]:
     return middle - n_sd * sd, middle + n_sd * sd
 
 
-def gold_mask(image: F32, sigma_px: float = 2.0) -> NDArray[np.bool_]:
-    """Pixels of gold: far above anything protein makes (protein positive), grown by two pixels.
+def between_gaussians(image: F32, narrow_px: float, wide_px: float) -> F32:
+    """An image under a Gaussian less under a wider one."""
+    return np.asarray(ndimage.gaussian_filter(image, narrow_px) - ndimage.gaussian_filter(image, wide_px))
 
-    The limit is robust in both directions: 8 robust sd of the blurred image and 60 % of its brightest spots.
+
+def gold_mask(image: F32) -> NDArray[np.bool_]:
+    """Pixels of gold: far above anything protein makes (protein positive), grown by `GOLD_GROWN_PX`.
+
+    The limit is robust in both directions: `GOLD_SD` robust sd of the blurred image and `GOLD_OF_TOP` of its brightest
+    spots.
     """
-    band = ndimage.gaussian_filter(image, sigma_px) - ndimage.gaussian_filter(image, 8 * sigma_px)
-    _, high = _robust_range(band, 8.0)
-    top = float(np.percentile(band, 99.95))
-    mask = band > max(high, 0.45 * top)
-    return np.asarray(ndimage.binary_dilation(mask, iterations=3))
+    band = between_gaussians(image, *GOLD_WIDTHS_PX)
+    _, high = _robust_range(band, GOLD_SD)
+    top = float(np.percentile(band, GOLD_TOP_PERCENT))
+    mask = band > max(high, GOLD_OF_TOP * top)
+    return np.asarray(ndimage.binary_dilation(mask, iterations=GOLD_GROWN_PX))
 
 
 def fourier_crop(image: F32, factor: int) -> F32:
@@ -343,24 +414,31 @@ def _bin_mask(mask: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
 
 def restore(image: F32, pixel_size_A: float, defocus_A: float, settings: PrepareSettings = PREPARE_DEFAULTS) -> F32:
     """Undo the transfer function: multiply by ``H / (H^2 + epsilon)``, mirrored padding against wrap-around."""
-    pad = min(32, *(n // 2 for n in image.shape))
+    pad = restoring_pad(image.shape)
     padded = np.pad(image, pad, mode="reflect")
-    h = ctf_2d(
-        (padded.shape[0], padded.shape[1]),
-        pixel_size_A,
-        defocus_A,
-        settings.voltage_kV,
-        settings.cs_mm,
-        settings.amplitude_contrast,
-    )
-    out = scipy.fft.irfft2(
-        scipy.fft.rfft2(padded) * (h / (h * h + settings.epsilon)).astype(np.float32), s=padded.shape
-    )
+    gain = restoring_gain((padded.shape[0], padded.shape[1]), pixel_size_A, defocus_A, settings)
+    out = scipy.fft.irfft2(scipy.fft.rfft2(padded) * gain, s=padded.shape)
     return np.asarray(out[pad:-pad, pad:-pad], dtype=np.float32)
 
 
+def restoring_pad(shape: tuple[int, ...]) -> int:
+    """Pixels by which an image ``(ny, nx)`` is mirrored on every side before it is restored."""
+    return min(32, *(n // 2 for n in shape))
+
+
+def restoring_gain(shape: tuple[int, int], pixel_size_A: float, defocus_A: float, settings: PrepareSettings) -> F32:
+    """``H / (H^2 + epsilon)`` for ``rfft2`` of a padded image."""
+    h = ctf_2d(shape, pixel_size_A, defocus_A, settings.voltage_kV, settings.cs_mm, settings.amplitude_contrast)
+    return np.asarray((h / (h * h + settings.epsilon)).astype(np.float32))
+
+
 def _defocus_to_undo(
-    images: F32, settings: PrepareSettings, pixel_size_A: float | None, dark: bool, notes: list[str]
+    images: F32,
+    settings: PrepareSettings,
+    pixel_size_A: float | None,
+    dark: bool,
+    notes: list[str],
+    work: PixelWork,
 ) -> Array | None:
     """Defocus to undo, one or per tilt: given, estimated, or the usual one where protein is dark in the input.
 
@@ -376,7 +454,7 @@ def _defocus_to_undo(
         return np.atleast_1d(np.asarray(settings.defocus_A, dtype=np.float64))
     if pixel_size_A is None:
         return None
-    found = find_defocus(images, pixel_size_A * settings.bin, settings)
+    found = find_defocus(images, pixel_size_A * settings.bin, settings, work)
     if found is None and settings.restore is None and not dark:
         notes.append("no sign of a transfer function: low frequencies left as they are")
         return None
@@ -386,7 +464,9 @@ def _defocus_to_undo(
     return np.array([value])
 
 
-def find_defocus(images: F32, pixel_size_A: float, settings: PrepareSettings = PREPARE_DEFAULTS) -> float | None:
+def find_defocus(
+    images: F32, pixel_size_A: float, settings: PrepareSettings = PREPARE_DEFAULTS, work: PixelWork = ON_CPU
+) -> float | None:
     """Defocus (Å) whose transfer function explains the dip of signal power at low frequency, or None.
 
     Signal power is the mean power above the white floor. A projection of compact matter has its power fall
@@ -398,7 +478,7 @@ def find_defocus(images: F32, pixel_size_A: float, settings: PrepareSettings = P
     y0, x0 = (images.shape[1] - n) // 2, (images.shape[2] - n) // 2
     used = images[:: max(1, len(images) // 12), y0 : y0 + n, x0 : x0 + n]
     low, high = _robust_range(used[0], 5.0)
-    power = np.mean(np.abs(scipy.fft.rfft2(np.clip(used, low, high) * window)) ** 2, axis=0)
+    power = work.mean_power(np.clip(used, low, high), window)
     k = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None, :])
     shells = np.minimum((k * n / 4).astype(int), n // 8)
     radial = np.bincount(shells.ravel(), power.ravel()) / np.maximum(np.bincount(shells.ravel()), 1)

@@ -71,29 +71,41 @@ def read(coefficients: F32, x: Array, y: Array) -> tuple[F32, F32]:
     return out.reshape(x.shape), inside.reshape(x.shape)
 
 
-def band_pass(images: F32, low_px: float, high_px: float, limit_sd: float | None = 4.0) -> F32:
-    """Keep wavelengths between ``high_px`` and ``low_px`` px (soft edges); limit what stands out (gold) first.
+LIMIT_SD = 4.0  # values of a band-passed image beyond so many robust sd are cut to it
+
+
+def band_pass(images: F32, low_px: float, high_px: float) -> F32:
+    """Keep wavelengths between ``high_px`` and ``low_px`` px (soft edges), and limit what stands out (gold).
+
+    Values beyond `LIMIT_SD` robust sd are cut to it, so that single beads do not rule a correlation.
 
     Args:
         images: ``(n, ny, nx)``.
         low_px: longest wavelength, px.
         high_px: shortest wavelength, px; Gaussian fall-off beyond it.
-        limit_sd: values of the band-passed image beyond so many robust sd are cut to it, so that single beads
-            do not rule a correlation; None leaves them.
     """
     out = np.empty(images.shape, dtype=np.float32)
     for i, image in enumerate(images):
-        pad = int(min(low_px / 2, min(image.shape) // 2))
+        pad = band_pad((image.shape[0], image.shape[1]), low_px)
         padded = np.pad(image, pad, mode="reflect")
-        k = np.hypot(np.fft.fftfreq(padded.shape[0])[:, None], np.fft.rfftfreq(padded.shape[1])[None])
-        gain = 1 - np.exp(-((k * low_px) ** 2) / 1.4)
-        edge = 1.0 / high_px
-        gain = gain * np.exp(-(np.maximum(k - edge, 0) ** 2) / (2 * (0.12 * edge) ** 2))
-        spectrum = scipy.fft.rfft2(padded) * gain.astype(np.float32)
+        spectrum = scipy.fft.rfft2(padded) * band_gain((padded.shape[0], padded.shape[1]), low_px, high_px)
         band = scipy.fft.irfft2(spectrum, s=padded.shape)[pad : pad + image.shape[0], pad : pad + image.shape[1]]
-        if limit_sd is not None:
-            sd = 1.4826 * float(np.median(np.abs(band[::2, ::2])))
-            if sd > 0:
-                band = np.clip(band, -limit_sd * sd, limit_sd * sd)
+        sd = 1.4826 * float(np.median(np.abs(band[::2, ::2])))
+        if sd > 0:
+            band = np.clip(band, -LIMIT_SD * sd, LIMIT_SD * sd)
         out[i] = band
     return out
+
+
+def band_pad(shape: tuple[int, int], low_px: float) -> int:
+    """Pixels by which an image is mirrored on every side before its longest wavelengths are cut."""
+    return int(min(low_px / 2, min(shape) // 2))
+
+
+def band_gain(shape: tuple[int, int], low_px: float, high_px: float) -> F32:
+    """Gain of `band_pass` for ``rfft2`` of an image of ``shape``."""
+    k = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None])
+    gain = 1 - np.exp(-((k * low_px) ** 2) / 1.4)
+    edge = 1.0 / high_px
+    gain = gain * np.exp(-(np.maximum(k - edge, 0) ** 2) / (2 * (0.12 * edge) ** 2))
+    return gain.astype(np.float32)

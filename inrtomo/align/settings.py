@@ -25,7 +25,8 @@ class AlignSettings:
         working_size: images are binned until their longer side is at most this many px.
         memory_bytes: bound for the arrays of one batch of tilts in the joint fit.
         seed: of everything random.
-        device: of the fits, ``"cpu"`` or a GPU as torch calls it; a run may go on from its checkpoint on another one.
+        device: of everything that takes time, ``"cpu"`` or a GPU as torch calls it; a run may go on from its checkpoint
+            on another one.
     """
 
     axis_deg: float | None = None

@@ -15,7 +15,7 @@ drift, are seen by it as far as the data hold them. `bundle` puts all tracks tog
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +25,8 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from inrtomo.align import bundle
-from inrtomo.align.prepare import Prepared, fourier_crop
-from inrtomo.align.sampling import band_pass, read_spline, spline_coefficients
+from inrtomo.align.prepare import PixelWork, Prepared
+from inrtomo.align.sampling import read_spline
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
 
@@ -151,11 +151,11 @@ def read_views(
         seen,
     )
     spectra = scipy.fft.rfft2(out, axes=(2, 3))[:, :, band.row, band.column]
-    spectra = spectra * np.conj(_phase_of_corner(window, band))
+    spectra = spectra * np.conj(phase_of_corner(window, band))
     return spectra.astype(np.complex128), seen > SEEN_FRACTION
 
 
-def _phase_of_corner(window: Window, band: Band) -> NDArray[np.complex64]:
+def phase_of_corner(window: Window, band: Band) -> NDArray[np.complex64]:
     """Phase that refers the transform to the window's centre (the same for all views; only for tidiness)."""
     offset = (window.size - 1) / 2 * window.spacing
     return np.exp(-2j * np.pi * (band.kx + band.ky) * offset).astype(np.complex64)
@@ -191,8 +191,82 @@ class Spectra:
     noise: Array
 
 
+class TrackWork(PixelWork):
+    """What takes time in following tracks, on the CPU; `inrtomo.gpu.tracks` does the same on a device.
+
+    Views ``(n_tracks, n_tilts, n_terms)`` are an array wherever the work is done.
+    """
+
+    def read_views(
+        self,
+        coefficients: Any,
+        inverse: Array,
+        shift_px: Array,
+        tilt_deg: Array,
+        centre_u: Array,
+        window: Window,
+        band: Band,
+    ) -> tuple[Any, Bool]:
+        """See `read_views`."""
+        return read_views(coefficients, inverse, shift_px, tilt_deg, centre_u, window, band)
+
+    def shared(self, views: Any, valid: Bool, pairs: Sequence[tuple[int, int]]) -> list[Array]:
+        """Real part of ``conj(view i) view j``, summed over the tracks seen in both, ``(n_terms,)`` for each pair."""
+        return [
+            (np.conj(views[both, i]) * views[both, j]).real.sum(axis=0)
+            for i, j in pairs
+            for both in [valid[:, i] & valid[:, j]]
+        ]
+
+    def power(self, views: Any, valid: Bool) -> list[Array]:
+        """``|view|^2`` summed over the tracks seen, ``(n_terms,)`` for each tilt."""
+        return [(np.abs(views[valid[:, i], i]) ** 2).sum(axis=0) for i in range(valid.shape[1])]
+
+    def weighted_power(self, views: Any, weight: Array) -> Array:
+        """``|view|^2`` summed over the terms with weights ``(n_tilts, n_terms)``: ``(n_tracks, n_tilts)``."""
+        return np.asarray(np.einsum("pif,if->pi", np.abs(views) ** 2, weight))
+
+    def likelihood(
+        self,
+        views: Any,
+        valid: Bool,
+        band: Band,
+        tilt_deg: Array,
+        kappa: Array,
+        spectra: Spectra,
+        window: Window,
+        strength: Array | None = None,
+        with_determinant: bool = False,
+    ) -> Likelihood:
+        """See `likelihood`."""
+        return likelihood(views, valid, band, tilt_deg, kappa, spectra, window, strength, with_determinant)
+
+    def solve(
+        self,
+        gradient: Array,
+        information: Array,
+        u: Array,
+        tilt_deg: Array,
+        motion: bundle.Motion,
+        model: bundle.MotionModel,
+        height_sd: Array,
+        largest_px: float,
+    ) -> bundle.Motion:
+        """See `inrtomo.align.bundle.solve`."""
+        return bundle.solve(gradient, information, u, tilt_deg, motion, model, height_sd, largest_px)
+
+
+ON_CPU = TrackWork()
+
+
 def estimate_spectra(
-    views: NDArray[np.complex128], valid: Bool, band: Band, tilt_deg: Array, kappa: Array, shortest_px: float
+    views: Any,
+    valid: Bool,
+    band: Band,
+    tilt_deg: Array,
+    kappa: Array,
+    shortest_px: float,
+    work: TrackWork = ON_CPU,
 ) -> Spectra:
     """Signal from what neighbouring tilts share, noise from what is left of each tilt's power."""
     order = np.argsort(tilt_deg)
@@ -200,18 +274,13 @@ def estimate_spectra(
     radius = band.radius_in(tilt_deg)
     shell = np.minimum((radius / limit * SHELLS).astype(int), SHELLS - 1)
     shared, counted = np.zeros(SHELLS), np.zeros(SHELLS)
-    for step in (1, 2):
-        for i, j in zip(order[:-step], order[step:], strict=True):
-            both = valid[:, i] & valid[:, j]
-            if not both.any():
-                continue
-            product = (np.conj(views[both, i]) * views[both, j]).real.sum(axis=0)
-            use = (kappa[:, i, j] > 0.5) & (radius[:, i] < limit) & (radius[:, j] < limit)
-            np.add.at(shared, shell[use, i], product[use])
-            np.add.at(counted, shell[use, i], kappa[use, i, j] * both.sum())
+    neighbours = [pair for step in (1, 2) for pair in zip(order[:-step].tolist(), order[step:].tolist(), strict=True)]
+    for (i, j), product in zip(neighbours, work.shared(views, valid, neighbours), strict=True):
+        use = (kappa[:, i, j] > 0.5) & (radius[:, i] < limit) & (radius[:, j] < limit)
+        np.add.at(shared, shell[use, i], product[use])
+        np.add.at(counted, shell[use, i], kappa[use, i, j] * (valid[:, i] & valid[:, j]).sum())
     total, n_total = np.zeros((SHELLS, len(tilt_deg))), np.zeros((SHELLS, len(tilt_deg)))
-    for i in range(len(tilt_deg)):
-        power = (np.abs(views[valid[:, i], i]) ** 2).sum(axis=0)
+    for i, power in enumerate(work.power(views, valid)):
         np.add.at(total[:, i], shell[:, i], power)
         np.add.at(n_total[:, i], shell[:, i], valid[:, i].sum())
     total = total / np.maximum(n_total, 1)
@@ -228,7 +297,7 @@ def estimate_spectra(
     return Spectra(out_signal, out_noise)
 
 
-def strengths(views: NDArray[np.complex128], valid: Bool, spectra: Spectra) -> Array:
+def strengths(views: Any, valid: Bool, spectra: Spectra, work: TrackWork = ON_CPU) -> Array:
     """How strong every track's signal is compared with the average, rounded to powers of two, ``(n_tracks,)``.
 
     Empty places say less, and dense ones more, than the average piece of specimen.
@@ -236,7 +305,7 @@ def strengths(views: NDArray[np.complex128], valid: Bool, spectra: Spectra) -> A
     heard = np.isfinite(spectra.noise)
     noise = np.where(heard, spectra.noise, 1.0)
     weight = np.where(heard, spectra.signal / (spectra.signal + noise) ** 2, 0.0).T
-    above = np.einsum("pif,if->pi", np.abs(views) ** 2, weight) - (weight * noise.T).sum(axis=1)
+    above = work.weighted_power(views, weight) - (weight * noise.T).sum(axis=1)
     expected = (weight * spectra.signal.T).sum(axis=1)
     ratio = (above * valid).sum(axis=1) / np.maximum((expected * valid).sum(axis=1), 1e-30)
     return np.asarray(2.0 ** np.round(np.log2(np.clip(ratio, 1 / 8, 8))))
@@ -259,6 +328,58 @@ class Likelihood:
     value: Array
 
 
+@dataclass(frozen=True)
+class Groups:
+    """What the likelihood needs before it looks at the views: Fourier terms that differ, and tracks that do not.
+
+    Attributes:
+        first: a term of every kind of them (a term and its mirror in k_y have the same covariance).
+        same: the kind of every term; multiplicity: how many terms are of each kind.
+        amplitude, noise: ``(n_kinds, n_tilts)`` root of the signal power, power of the noise (0 where not heard).
+        heard: ``(n_kinds, n_tilts)`` whether an image has anything to say.
+        k_image_x, k_image_y: angular frequencies in the images, ``(n_kinds, n_tilts)`` and ``(n_kinds,)``.
+        kx_all, ky_all: the same of every term, with their signs.
+        groups: strength and tracks, of tracks of one strength seen in the same tilts.
+    """
+
+    first: NDArray[np.int64]
+    same: NDArray[np.int64]
+    multiplicity: Array
+    amplitude: Array
+    noise: Array
+    heard: Bool
+    k_image_x: Array
+    k_image_y: Array
+    kx_all: Array
+    ky_all: Array
+    groups: list[tuple[float, NDArray[np.int64]]]
+
+    @classmethod
+    def of(cls, band: Band, tilt_deg: Array, spectra: Spectra, valid: Bool, strength: Array | None) -> Groups:
+        """Of tracks seen in ``valid`` ``(n_tracks, n_tilts)``, all of strength 1 unless given."""
+        cosine = np.cos(np.deg2rad(tilt_deg))
+        half = np.stack([band.kx, np.abs(band.ky)], axis=1).round(9)
+        _, first, same = np.unique(half, axis=0, return_index=True, return_inverse=True)
+        same = same.ravel()
+        noise = spectra.noise[first]
+        heard = np.isfinite(noise)
+        strength = np.ones(len(valid)) if strength is None else strength
+        kinds, group = np.unique(np.column_stack([strength, valid]), axis=0, return_inverse=True)
+        return cls(
+            first,
+            same,
+            np.bincount(same).astype(float),
+            np.sqrt(spectra.signal[first]),
+            np.where(heard, noise, 0),
+            heard,
+            2 * np.pi * band.kx[first, None] / cosine[None],
+            2 * np.pi * np.abs(band.ky[first]),
+            2 * np.pi * band.kx[:, None] / cosine[None],
+            2 * np.pi * band.ky,
+            [(float(kind[0]), np.flatnonzero(group.ravel() == g)) for g, kind in enumerate(kinds)],
+        )
+
+
 def likelihood(
     views: NDArray[np.complex128],
     valid: Bool,
@@ -276,20 +397,11 @@ def likelihood(
     ``value`` is comparable between models of the density (slab thickness) only ``with_determinant``.
     """
     n_tracks, n_tilts, _ = views.shape
-    cosine = np.cos(np.deg2rad(tilt_deg))
-    # a term and its mirror in k_y have the same covariance
-    half = np.stack([band.kx, np.abs(band.ky)], axis=1).round(9)
-    _, first, same = np.unique(half, axis=0, return_index=True, return_inverse=True)
-    same = same.ravel()
-    multiplicity = np.bincount(same).astype(float)
-    amplitude = np.sqrt(spectra.signal[first])
-    noise = spectra.noise[first]
-    heard = np.isfinite(noise)
-    covariance = kappa[first] * amplitude[:, :, None] * amplitude[:, None, :]
-    k_image_x = 2 * np.pi * band.kx[first, None] / cosine[None]
-    k_image_y = 2 * np.pi * np.abs(band.ky[first])
-    kx_all = 2 * np.pi * band.kx[:, None] / cosine[None]
-    ky_all = 2 * np.pi * band.ky
+    terms = Groups.of(band, tilt_deg, spectra, valid, strength)
+    same, heard, noise, multiplicity = terms.same, terms.heard, terms.noise, terms.multiplicity
+    amplitude = terms.amplitude
+    covariance = kappa[terms.first] * amplitude[:, :, None] * amplitude[:, None, :]
+    k_image_x, k_image_y = terms.k_image_x, terms.k_image_y
 
     out = Likelihood(
         np.zeros((n_tracks, n_tilts, 2)),
@@ -297,15 +409,12 @@ def likelihood(
         np.full((n_tracks, n_tilts), np.nan),
         np.zeros(n_tracks),
     )
-    strength = np.ones(n_tracks) if strength is None else strength
-    kinds, group = np.unique(np.column_stack([strength, valid]), axis=0, return_inverse=True)
-    group = group.ravel()
     diagonal = np.arange(n_tilts)
-    for g, kind in enumerate(kinds):
-        pattern = kind[1:] > 0
+    for level, members in terms.groups:
+        pattern = valid[members[0]]
         seen = heard & pattern[None]
-        full = np.where(seen[:, :, None] & seen[:, None, :], kind[0] * covariance, 0.0)
-        full[:, diagonal, diagonal] += np.where(seen, np.where(heard, noise, 0), 1.0)
+        full = np.where(seen[:, :, None] & seen[:, None, :], level * covariance, 0.0)
+        full[:, diagonal, diagonal] += np.where(seen, noise, 1.0)
         inverse = np.linalg.inv(full)
         determinant = float(multiplicity @ np.linalg.slogdet(full)[1]) if with_determinant else 0.0
         inverse *= seen[:, :, None] & seen[:, None, :]
@@ -313,7 +422,6 @@ def likelihood(
         product[:, diagonal, diagonal] -= 1.0 * seen
         info_x = 2 * np.einsum("f,fi,fj,fij->ij", multiplicity, k_image_x, k_image_x, product, optimize=True)
         info_y = 2 * np.einsum("f,fij->ij", multiplicity * k_image_y**2, product, optimize=True)
-        members = np.flatnonzero(group == g)
         y = views[members] * pattern[None, :, None]
         y = np.where(heard[same].T[None], y, 0)
         alpha = np.empty_like(y)
@@ -321,8 +429,8 @@ def likelihood(
         for term in range(stack.shape[0]):
             alpha[:, :, term] = (inverse[same[term]] @ stack[term]).T
         slope = np.imag(np.conj(y) * alpha)
-        out.gradient[members, :, 0] = -2 * np.einsum("pif,fi->pi", slope, kx_all)
-        out.gradient[members, :, 1] = -2 * np.einsum("pif,f->pi", slope, ky_all)
+        out.gradient[members, :, 0] = -2 * np.einsum("pif,fi->pi", slope, terms.kx_all)
+        out.gradient[members, :, 1] = -2 * np.einsum("pif,f->pi", slope, terms.ky_all)
         out.information[members, 0] = info_x
         out.information[members, 1] = info_y
         power = np.abs(alpha) ** 2
@@ -426,6 +534,7 @@ def track_and_bundle(
     alignment: Alignment,
     settings: TrackSettings = TRACK_DEFAULTS,
     progress: Progress | None = None,
+    work: TrackWork = ON_CPU,
 ) -> TrackResult:
     """Follow tracks through all usable tilts from a coarse alignment, and solve for the alignment they agree on.
 
@@ -435,7 +544,7 @@ def track_and_bundle(
     used = np.array([i for i in prepared.included if i not in alignment.excluded], dtype=np.int64)
     if len(used) < 3:
         raise InputError(f"tilt series: only {len(used)} usable tilts; tracking needs at least 3")
-    followed = _Followed.start(prepared, alignment, used, settings)
+    followed = _Followed.start(prepared, alignment, used, settings, work)
     notes: list[str] = []
     slab = settings.slab_px or 0.27 * min(prepared.raw_size)
     rounds = settings.shortest_px
@@ -469,13 +578,15 @@ AXIS_SETTINGS = TrackSettings(
 )
 
 
-def refined_axis(prepared: Prepared, alignment: Alignment, settings: TrackSettings = AXIS_SETTINGS) -> float:
+def refined_axis(
+    prepared: Prepared, alignment: Alignment, settings: TrackSettings = AXIS_SETTINGS, work: TrackWork = ON_CPU
+) -> float:
     """Tilt axis (degrees, IMOD's sense) that tracks agree on when the specimen is taken to be rigid.
 
     For starts that are several degrees off: local motion is not allowed, or it would explain part of the error.
     """
     used = np.array([i for i in prepared.included if i not in alignment.excluded], dtype=np.int64)
-    followed = _Followed.start(prepared, alignment, used, settings)
+    followed = _Followed.start(prepared, alignment, used, settings, work)
     for shortest in settings.shortest_px:
         followed.improve(0.27 * min(prepared.raw_size), shortest)
     return float(np.median(followed.alignment().rotation_deg[used]))
@@ -485,12 +596,19 @@ class _Followed:
     """The state of tracking: images at working size, track positions, and the motion found so far (raw px)."""
 
     def __init__(
-        self, images: F32, factor: float, start: Alignment, used: NDArray[np.int64], settings: TrackSettings
+        self,
+        images: F32,
+        factor: float,
+        start: Alignment,
+        used: NDArray[np.int64],
+        settings: TrackSettings,
+        work: TrackWork,
     ) -> None:
+        self.work = work
         self.settings, self.start_alignment, self.used, self.factor = settings, start, used, factor
         self.tilt_deg = start.tilt_deg[used]
         self.window = Window(settings.window, settings.spacing * factor)
-        self.coefficients = spline_coefficients(images)
+        self.coefficients = work.coefficients(images)
         nx, ny = start.image_size
         turn = start.linear[used].mean(axis=0)
         self.half_size = (
@@ -516,14 +634,19 @@ class _Followed:
 
     @classmethod
     def start(
-        cls, prepared: Prepared, alignment: Alignment, used: NDArray[np.int64], settings: TrackSettings
+        cls,
+        prepared: Prepared,
+        alignment: Alignment,
+        used: NDArray[np.int64],
+        settings: TrackSettings,
+        work: TrackWork,
     ) -> _Followed:
         extra = max(1, int(np.ceil(min(prepared.images.shape[1:]) / settings.working_size)))
         images = prepared.images[used]
         if extra > 1:
-            images = np.stack([fourier_crop(image, extra) for image in images])
-        images = band_pass(images, 120.0, 4.0)
-        return cls(images, float(extra * prepared.bin), alignment, used, settings)
+            images = np.stack([work.fourier_crop(image, extra) for image in images])
+        images = work.band_pass(images, 120.0, 4.0)
+        return cls(images, float(extra * prepared.bin), alignment, used, settings, work)
 
     def positions(self) -> Array:
         """Ideal aligned positions ``(n_tracks, n_tilts, 2)``, without motion."""
@@ -539,10 +662,10 @@ class _Followed:
             out = out + np.stack([warp(int(m), u[:, k]) for k, m in enumerate(self.used)], axis=1)
         return np.asarray(out)
 
-    def _views(self, shortest_px: float) -> tuple[Band, NDArray[np.complex128], Bool]:
+    def _views(self, shortest_px: float) -> tuple[Band, Any, Bool]:
         band = Band.of(self.window, self.settings.longest_px * self.factor, shortest_px * self.factor)
         inverse = np.linalg.inv(self.start_alignment.linear[self.used]) / self.factor
-        views, seen = read_views(
+        views, seen = self.work.read_views(
             self.coefficients, inverse, self.start_alignment.shift_px[self.used], self.tilt_deg,
             self.moved(self.positions()), self.window, band,
         )  # fmt: skip
@@ -555,7 +678,7 @@ class _Followed:
 
     def _likelihood_of(
         self,
-        read: tuple[Band, NDArray[np.complex128], Bool],
+        read: tuple[Band, Any, Bool],
         slab_px: float,
         shortest_px: float,
         subset: slice = slice(None),
@@ -563,10 +686,12 @@ class _Followed:
     ) -> tuple[Likelihood, Bool]:
         band, views, seen = read
         kappa = overlap(band, self.tilt_deg, self.window, slab_px)
-        spectra = estimate_spectra(views, seen, band, self.tilt_deg, kappa, shortest_px * self.factor)
+        spectra = estimate_spectra(views, seen, band, self.tilt_deg, kappa, shortest_px * self.factor, self.work)
         views, seen = views[subset], seen[subset]
-        strength = strengths(views, seen, spectra)
-        found = likelihood(views, seen, band, self.tilt_deg, kappa, spectra, self.window, strength, with_determinant)
+        strength = strengths(views, seen, spectra, self.work)
+        found = self.work.likelihood(
+            views, seen, band, self.tilt_deg, kappa, spectra, self.window, strength, with_determinant
+        )
         # a track the model describes badly (a bead, a strong edge) says less than it seems to
         with np.errstate(invalid="ignore"):
             misfit = np.array(
@@ -589,7 +714,7 @@ class _Followed:
             for c in range(2):
                 keep = ~gone
                 found.information[:, c] *= keep[:, :, None] & keep[:, None, :]
-        self.motion = bundle.solve(
+        self.motion = self.work.solve(
             found.gradient,
             found.information,
             self.positions(),
