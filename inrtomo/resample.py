@@ -121,7 +121,7 @@ def settle_border(image: F32, border: tuple[int, int]) -> F32:
         border: ``(x, y)`` pixels on every side.
     """
     mean = image.mean(dtype=np.float64)
-    window_y, window_x = (_window(n, b) for n, b in zip(image.shape, border[::-1], strict=True))
+    window_y, window_x = (edge_window(n, b) for n, b in zip(image.shape, border[::-1], strict=True))
     return ((image - mean) * window_y[:, None] * window_x + mean).astype(np.float32)
 
 
@@ -163,7 +163,8 @@ def _fast_border(size: int, least: int) -> int:
     return (fast - size) // 2
 
 
-def _window(n: int, border: int) -> F32:
+def edge_window(n: int, border: int) -> F32:
+    """Weights ``(n,)`` that are 1 and fall to 0 over ``border`` samples at both ends."""
     window = np.ones(n, dtype=np.float32)
     if border:
         ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(border) + 0.5) / border)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from inrtomo import __version__
 from inrtomo.commands._aligned_stack import PIXEL_SIZE, AlignedStack, check_outputs, read_aligned_stack
-from inrtomo.commands._common import Progress, command, echo_defaults
+from inrtomo.commands._common import DEVICE, Progress, command, echo_defaults
+from inrtomo.device import choose
 from inrtomo.dose import RELATIVE_TO_300_KV
 from inrtomo.errors import InputError
 from inrtomo.io.files import write_text
@@ -33,6 +34,7 @@ Array = NDArray[np.float64]
 @click.option("--dose-per-tilt", type=float, metavar="E/A2", help="Exposure of each image.  [default: from the .mdoc]")
 @click.option("--voltage", type=click.Choice([str(v) for v in RELATIVE_TO_300_KV]), default="300", metavar="KV")
 @PIXEL_SIZE
+@DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def main(
     stack: Path,
@@ -44,6 +46,7 @@ def main(
     dose_per_tilt: float | None,
     voltage: str,
     pixel_size: float | None,
+    device: str,
     overwrite: bool,
 ) -> None:
     """Write STACK aligned by ALIGNMENT: rotation, shift and local motion in one interpolation.
@@ -61,6 +64,8 @@ def main(
     exposure, source = _exposure(given, dose_per_tilt) if dose_weight or dose_per_tilt is not None else (None, "")
     if exposure is not None:
         given.sources.append(("dose weighting", f"{exposure.min():.1f} to {exposure.max():.1f} e/Å²", source))
+    computing = choose(device)
+    given.sources.append(("device", computing.sentence, ""))
     echo_defaults(given.sources)
 
     nx, ny = (n // binning for n in series.size)
@@ -78,7 +83,7 @@ def main(
             else None
         )
         progress = stacks.enter_context(Progress("export"))
-        images = export_images(series.image, aligned, binning, exposure, int(voltage))
+        images = export_images(series.image, aligned, binning, exposure, int(voltage), computing.name)
         for done, image in enumerate(images, 1):
             writer.write(image.values)
             if masks:
@@ -98,6 +103,7 @@ def main(
         "excluded_tilts": [{"tilt": tilt, "reason": reason} for tilt, reason in sorted(aligned.excluded.items())],
         "seen_fraction": [round(value, 4) for value in seen],
         "mask": str(mask) if mask else None,
+        "device": computing.name,
         "weighted_by_exposure_e_A2": None if exposure is None else exposure.tolist(),
     }
     write_text(texts[3], json.dumps(record, indent=1), overwrite)

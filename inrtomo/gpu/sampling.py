@@ -7,16 +7,20 @@ import torch
 Tensor = torch.Tensor
 
 
-def read_spline(coefficients: Tensor, tilt: Tensor | int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def read_spline(
+    coefficients: Tensor, tilt: Tensor | int, x: Tensor, y: Tensor, tolerance_px: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Values and whether a position lies in its image, both of the positions' shape.
 
     Args:
         coefficients: of images ``(n, ny, nx)``.
         tilt: which image is read, broadcasting to the positions.
         x, y: pixel indices; double, so that places far from the corner are as exact as those near it.
+        tolerance_px: how far beyond the outermost pixels' centres an image still counts as there.
     """
     ny, nx = coefficients.shape[-2:]
-    inside = (x >= 0) & (x <= nx - 1) & (y >= 0) & (y <= ny - 1)
+    least, last_x, last_y = -tolerance_px, nx - 1 + tolerance_px, ny - 1 + tolerance_px
+    inside = (x >= least) & (x <= last_x) & (y >= least) & (y <= last_y)
     first_x, first_y = x.floor().clamp(0, nx - 1), y.floor().clamp(0, ny - 1)
     fraction_x, fraction_y = (x - first_x).float(), (y - first_y).float()
     columns = [_mirrored(first_x.int() + k, nx) for k in (-1, 0, 1, 2)]
