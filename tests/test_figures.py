@@ -1,5 +1,6 @@
 """Quick-look pictures: written whole, readable, and true to what they show."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,15 @@ def test_arrows_and_loss(tmp_path: Path, alignment: Alignment) -> None:
             scale_starts=[(20, "bin 2")],
         )
     )
+
+
+def test_a_loss_is_not_joined_across_scales(tmp_path: Path) -> None:
+    """Where one scale ends and the next starts is a jump that means nothing."""
+    steps = np.arange(50.0)
+    for starts, pieces in ((((0.0, "bin 4"), (20.0, "bin 2"), (35.0, "bin 1")), 3), (((0.0, "bin 1"),), 1)):
+        path = figures.held_out_loss(steps, np.exp(-steps / 9), tmp_path / "h.svg", scale_starts=starts)
+        line = re.search(r'<path d="([^"]*)"[^>]*stroke: #ff7f0e', path.read_text())
+        assert line is not None and line.group(1).count("M") == pieces
 
 
 def test_nothing_but_the_picture_is_left(tmp_path: Path, alignment: Alignment) -> None:

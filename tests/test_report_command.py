@@ -115,6 +115,8 @@ def test_page_is_self_contained_and_says_what_is_known(
     numbers = json.loads((run_folder / "ts_report.json").read_text())
     assert numbers["verdict"] == GOOD and numbers["disagreement_px"] < 0.5 and numbers["recognised_patches"] == 1
     assert numbers["excluded_tilts"] == 1 and numbers["flagged_tilts"][0]["tilt"] == 2
+    assert numbers["flagged_tilts"][0]["acquired"] == numbers["per_tilt"][2]["acquired"], "counted from 1 in both"
+    assert sorted(tilt["acquired"] for tilt in numbers["per_tilt"]) == list(range(1, 22))
     assert len(numbers["per_tilt"]) == 21 and numbers["per_tilt"][2]["disagreement_px"] is None
     assert numbers["resolution_A"] == 22.5 and numbers["tracks"] == 30
     profile = numbers["thickness_profile"]
@@ -134,6 +136,7 @@ def test_without_images_nothing_is_vouched_for(
     page.feed((tmp_path / "new" / "p_report.html").read_text())
     for what in ("movie", "--stack", "--tomogram", "--error-bars"):
         assert what in page.text
+    assert "the _report.json beside it" in page.text  # which is not called after the series, but as -o says
     assert inr("report", away, "--stack", tiny_series / "ts.mrc").exit_code == 0
     assert json.loads((away / "ts_report.json").read_text())["verdict"] == GOOD
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from inrtomo.report.figures import save
@@ -57,7 +59,7 @@ def agreement(run: Run, displacement_px: Array | None, path: Path) -> Path:
 def tracks(run: Run, path: Path) -> Path:
     """Residual of every track: where in the field of view, and how many of which size."""
     x, y, residual = run.tracks_px.T
-    figure = Figure(figsize=(9, 3.9), layout="constrained")
+    figure = Figure(figsize=(9, 3.9), layout=ConstrainedLayoutEngine(wspace=0.08))
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.15, 1]})
     top = float(np.nanpercentile(residual, 98))
     dots = left.scatter(x, y, c=residual, s=22, vmin=0, vmax=top, cmap="viridis")
@@ -65,7 +67,8 @@ def tracks(run: Run, path: Path) -> Path:
     left.set(xlabel="x (px)", ylabel="y (px)", aspect="equal")
     right.hist(np.clip(residual, 0, 1.5 * top), bins=30, color="C0")
     right.axvline(float(np.nanmedian(residual)), color="0.3", linewidth=1, linestyle=":")
-    right.set(xlabel=f"residual (px), median {np.nanmedian(residual):.2f}", ylabel="tracks", xlim=(0, None))
+    right.set(xlabel=f"residual (px), median {np.nanmedian(residual):.2f}", ylabel="number of tracks", xlim=(0, None))
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
     return save(figure, path)
 
 
@@ -83,7 +86,7 @@ def straight_lines(movie: Movie, tilt_deg: Array, path: Path) -> Path:
             interpolation="nearest",
         )  # fmt: skip
         at = np.unique(np.linspace(0, len(lines) - 1, 7).round().astype(int))
-        axes.set_xticks(at + 0.5, [f"{tilt_deg[movie.tilts[k]]:.0f}" for k in at])
+        axes.set_xticks(at + 0.5, [str(round(float(tilt_deg[movie.tilts[k]]))) for k in at])
         axes.set(title=title, xlabel="tilt angle (deg)")
     panels[0].set_ylabel("y, along the tilt axis (px)")
     return save(figure, path)

@@ -139,15 +139,25 @@ def held_out_loss(
     scale_starts: Sequence[tuple[float, str]] = (),
     title: str = "",
 ) -> Path:
-    """Loss on held-out (and on fitted) pixels over the fit; ``scale_starts`` are (step, name) of its scales."""
+    """Loss on held-out (and on fitted) pixels over the fit; ``scale_starts`` are (step, name) of its scales.
+
+    Lines end with a scale: the next one's images are other ones, with other noise.
+    """
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(steps, held_out, color="C1", label="held-out pixels")
+    ends = np.searchsorted(steps, [step for step, _ in scale_starts])
+    ends = ends[(ends > 0) & (ends < len(steps))]
+    broken = np.insert(np.asarray(steps, dtype=np.float64), ends, np.nan)
+    axes.plot(broken, np.insert(np.asarray(held_out, dtype=np.float64), ends, np.nan), "C1", label="held-out pixels")
     if fitted is not None:
-        axes.plot(steps, fitted, color="C0", linewidth=1, label="fitted pixels")
+        below = np.insert(np.asarray(fitted, dtype=np.float64), ends, np.nan)
+        axes.plot(broken, below, "C0", linewidth=1, label="fitted pixels")
     for step, name in scale_starts:
         axes.axvline(step, color="0.7", linewidth=1, linestyle=":")
-        axes.annotate(name, (step, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8, color="0.4")
+        axes.annotate(
+            name, (step, 1), xycoords=("data", "axes fraction"), xytext=(3, -3), textcoords="offset points", va="top",
+            fontsize=8, color="0.4",
+        )  # fmt: skip
     axes.set(xlabel="step", ylabel="loss (noise variances)")
     axes.legend(loc="best")
     figure.suptitle(title or "held-out loss")

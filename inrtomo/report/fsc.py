@@ -37,7 +37,7 @@ def fsc_plot(
     """
     whole = {name: curve for name, curve in curves.items() if name == main or name in COLORS}
     parts = {name: curve for name, curve in curves.items() if name not in whole}
-    figure = Figure(figsize=(12 if parts else 6.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(9 if parts else 5.5, 4), layout="constrained")
     panels: list[Axes] = list(figure.subplots(1, 2 if parts else 1, squeeze=False, sharey=True)[0])
     for k in np.unique(np.linspace(0, len(single) - 1, min(len(single), SINGLE_SHOWN)).astype(int)):
         panels[0].plot(single[k].frequency_per_A, single[k].correlation, color="0.85", linewidth=0.7)

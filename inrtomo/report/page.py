@@ -284,7 +284,7 @@ def _per_tilt(run: Run, found: Consistency | None, order: NDArray[np.int64] | No
     return [
         {
             "tilt": m,
-            "acquired": None if order is None else int(order[m]),
+            "acquired": None if order is None else int(order[m]) + 1,
             "tilt_deg": float(a.tilt_deg[m]),
             "nominal_tilt_deg": float(run.nominal_tilt_deg[m]),
             "rotation_deg": float(a.rotation_deg[m]),
@@ -387,7 +387,8 @@ def _draw_motion(
         starts = np.flatnonzero(np.diff(bins, prepend=0))
         pictures.add(
             "Held-out loss",
-            "The joint fit never sees the held-out pixels. It should fall with the fitted loss; a rise is overfitting.",
+            "The joint fit never sees the held-out pixels. Within a bin their loss should fall with that of the fitted "
+            "ones; a rise is overfitting.",
             lambda path: figures.held_out_loss(
                 np.arange(len(held), dtype=np.float64), held, path, fitted=fitted, title=" ",
                 scale_starts=[(float(k), f"bin {int(bins[k])}") for k in starts],
