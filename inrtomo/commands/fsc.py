@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from inrtomo import __version__
-from inrtomo.commands._common import command, echo_defaults
+from inrtomo.commands._common import DEVICE, command, echo_defaults
+from inrtomo.device import choose
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.files import check_output, make_folder, write_text
@@ -83,6 +84,7 @@ class _Pair:
 @click.option("--frc", "images", is_flag=True, help="Sections are images: Fourier rings of each and of all.")
 @click.option("--pixel-size", type=float, metavar="A", help="Å per voxel.  [default: the headers']")
 @click.option("--seed", type=int, default=0, help="Of the random phases.")
+@DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def main(
     vol1: Path,
@@ -98,6 +100,7 @@ def main(
     images: bool,
     pixel_size: float | None,
     seed: int,
+    device: str,
     overwrite: bool,
 ) -> None:
     """Fourier shell correlation of VOL1 and VOL2, on boxes of any sides.
@@ -113,24 +116,28 @@ def main(
     outputs = {ending: prefix.with_name(prefix.name + ending) for ending in (*ENDINGS, LOCAL_ENDING)}
     for ending in (*ENDINGS, *([LOCAL_ENDING] if local else [])):
         check_output(outputs[ending], overwrite)
+    computing = choose(device)
     pair = _read_pair(vol1, vol2, pixel_size)
     images = images or len(pair.a) == 1
     if images:
         _refuse_volume_options(mask, register, tilts, local)
     # seconds to load: not for --help, nor for bad input
     from inrtomo.io.fsc_tables import write_fsc_csv, write_fsc_star
-    from inrtomo.metrics.fsc import frc, volume_fsc
+    from inrtomo.metrics.fsc import fourier_work_on, frc, volume_fsc
     from inrtomo.report.fsc import fsc_plot
 
     convention = "VOL2 as the truth" if reference else "half maps"
     threshold = REFERENCE if reference else HALF_MAPS
     pair.sources.append(("convention", f"{convention}, {threshold:g}", "--reference" if reference else "default"))
+    pair.sources.append(("device", computing.sentence, ""))
+    make_work = fourier_work_on(computing.name)
     record: dict[str, Any] = {
         "version": __version__,
         "volumes": [str(vol1), str(vol2)],
         "convention": convention,
         "threshold": threshold,
         "pixel_size_A": pair.pixel_size_A,
+        "device": computing.name,
     }
     general: dict[str, object] = {"rlnUnfilteredMapHalf1": str(vol1), "rlnUnfilteredMapHalf2": str(vol2)}
     single: list[ShellCorrelation] = []
@@ -138,7 +145,7 @@ def main(
     if images:
         _check_sides(pair.a.shape[1:], vol1)
         echo_defaults(pair.sources)
-        together, single = frc(pair.a, pair.b, pair.pixel_size_A)
+        together, single = frc(pair.a, pair.b, pair.pixel_size_A, make_work)
         curves, headline = {"frc": together}, "frc"
         record["image_resolution_A"] = [_number(curve.resolution_A(threshold)) for curve in single]
     else:
@@ -152,15 +159,16 @@ def main(
             pair.sources.append(("tilts", f"{angles.min():.1f}° to {angles.max():.1f}°, {kind}", "--tilts"))
         echo_defaults(pair.sources)
         result = volume_fsc(
-            pair.a, pair.b, pair.pixel_size_A, soft, tilt_deg=angles, every_tilt=every_tilt, cone_deg=cone, seed=seed
-        )
+            pair.a, pair.b, pair.pixel_size_A, soft, tilt_deg=angles, every_tilt=every_tilt, cone_deg=cone, seed=seed,
+            make_work=make_work,
+        )  # fmt: skip
         curves, headline = result.curves(), "corrected"
         record |= {"registration": moved, "mask": mask_name, "mask_volume_fraction": float(soft.mean())}
         record |= {"randomised_from_A": result.randomised_from_A, "cone_deg": cone, "seed": seed}
         record["tilt_deg"] = None if angles is None else angles.tolist()
         general |= _relion_mask(result, mask_name)
         if local:
-            local_map = _local_map(pair, curves[headline].resolution_A(threshold), threshold, record)
+            local_map = _local_map(pair, curves[headline].resolution_A(threshold), threshold, record, computing.name)
     resolution = curves[headline].resolution_A(threshold)
     _print(curves)
     _say_headline(resolution, threshold, convention, pair.pixel_size_A)
@@ -311,11 +319,11 @@ def _relion_mask(result: VolumeFsc, mask: str) -> dict[str, object]:
     return {"rlnMaskName": mask, "rlnRandomiseFrom": result.randomised_from_A}
 
 
-def _local_map(pair: _Pair, resolution_A: float, threshold: float, record: dict[str, Any]) -> F32:
-    from inrtomo.metrics.local_resolution import local_resolution, window_for
+def _local_map(pair: _Pair, resolution_A: float, threshold: float, record: dict[str, Any], device: str) -> F32:
+    from inrtomo.metrics.local_resolution import local_resolution, window_for, window_work_on
 
     window = window_for(resolution_A, pair.pixel_size_A, pair.a.shape)
-    values = local_resolution(pair.a, pair.b, pair.pixel_size_A, window, threshold)
+    values = local_resolution(pair.a, pair.b, pair.pixel_size_A, window, threshold, window_work_on(device))
     low, middle, high = (float(v) for v in np.percentile(values, (5, 50, 95)))
     record["local_resolution"] = {
         "window_px": window,

@@ -11,8 +11,9 @@ Frequencies are physical on boxes of any sides (`inrtomo.metrics.shells`). Volum
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from scipy import fft as sfft
 from inrtomo.metrics.conventions import CONE_DEG
 from inrtomo.metrics.masks import soft_box
 from inrtomo.metrics.registration import centred, same_shape
-from inrtomo.metrics.shells import FourierShells, ShellCorrelation
+from inrtomo.metrics.shells import FourierShells, ShellCorrelation, correlation_of_sums
 from inrtomo.reconstruct.wedge import beyond_tilt_range, measured_region, soft_limit
 
 F32 = NDArray[np.float32]
@@ -64,6 +65,53 @@ class VolumeFsc:
         return {**named, **self.parts}
 
 
+class FourierWork:
+    """Fourier transforms of boxes of one shape and sums over their shells, on the CPU.
+
+    `inrtomo.gpu.fsc` does the same on a device: transforms are arrays wherever the work is done, and so are parts of
+    them and volumes made of them.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        self.shells = FourierShells(shape)
+
+    def transform(self, values: Volume, window: F32 | None = None) -> Any:
+        """Of values less their mean, under a window."""
+        return sfft.rfftn(centred(values) if window is None else centred(values) * window)
+
+    def masked_transform(self, volume: Any, mask: Volume) -> Any:
+        """Of a volume less its mean under a mask, times the mask."""
+        return sfft.rfftn(_masked(volume, mask))
+
+    def random_phases(self, transform: Any, first: int, noise: F32) -> Any:
+        """The volume with the phases of white noise from shell ``first`` on; amplitudes stay, and it stays real."""
+        return _random_phases(transform, self.shells, first, noise)
+
+    def cone(self, axis: int, half_angle_deg: float) -> Any:
+        """Part of the components: see `FourierShells.cone`."""
+        return self.shells.cone(axis, half_angle_deg)
+
+    def region(self, components: Bools) -> Any:
+        """Part of the components that is given."""
+        return components
+
+    def sums(self, x: Any, y: Any, parts: Sequence[Any] = (None,)) -> list[tuple[list[F64], F64]]:
+        """For each part what `correlation_of_sums` takes: three sums over each shell, and how many components."""
+        values = self.shells.products(x, y)
+        return [([self.shells.total(v, part) for v in values], self.shells.count(part)) for part in parts]
+
+    def correlations(
+        self, x: Any, y: Any, pixel_size_A: float, parts: Sequence[Any] = (None,)
+    ) -> list[ShellCorrelation]:
+        """Of two transforms over each part of every shell."""
+        frequency = self.shells.frequency / pixel_size_A
+        return [correlation_of_sums(sums, count, frequency) for sums, count in self.sums(x, y, parts)]
+
+
+MakeFourierWork = Callable[[Sequence[int]], FourierWork]
+
+
 def central_region(shape: Sequence[int], margin: Sequence[float] = (0.0, 0.1, 0.1)) -> tuple[slice, ...]:
     """Slices of the middle of a volume, leaving out ``margin`` (part of each side, z y x) at either end."""
     edges = [round(size * part) for size, part in zip(shape, margin, strict=True)]
@@ -91,19 +139,23 @@ def transforms(a: Volume, b: Volume, region: tuple[slice, ...] | None = None) ->
     return FourierShells(one.shape), sfft.rfftn(centred(one) * window), sfft.rfftn(centred(two) * window)
 
 
-def frc(a: Volume, b: Volume, pixel_size_A: float) -> tuple[ShellCorrelation, list[ShellCorrelation]]:
+def frc(
+    a: Volume, b: Volume, pixel_size_A: float, make_work: MakeFourierWork = FourierWork
+) -> tuple[ShellCorrelation, list[ShellCorrelation]]:
     """FRC of images ``(n, y, x)`` under a soft edge: over all of them together, and of every image.
 
     Raises ValueError for different shapes.
     """
     same_shape(a, b)
-    shells = FourierShells(np.shape(a)[1:])
+    work = make_work(np.shape(a)[1:])
     window = soft_box(np.shape(a)[1:])
-    single, sums = [], np.zeros((3, len(shells.frequency)))
+    frequency = work.shells.frequency / pixel_size_A
+    single, sums = [], np.zeros((3, len(frequency)))
     for one, two in zip(a, b, strict=True):
-        x, y = (sfft.rfft2(centred(image) * window) for image in (one, two))
-        single.append(shells.correlation(x, y, pixel_size_A)[0])
-        sums += [shells.total(v) for v in ((x * np.conj(y)).real, np.abs(x) ** 2, np.abs(y) ** 2)]
+        x, y = (work.transform(image, window) for image in (one, two))
+        [(of_image, count)] = work.sums(x, y)
+        single.append(correlation_of_sums(of_image, count, frequency))
+        sums += of_image
     size = np.sqrt(sums[1] * sums[2])
     together = np.divide(sums[0], size, out=np.zeros_like(size), where=size > 0)
     return ShellCorrelation(single[0].frequency_per_A, together, len(single) * single[0].count), single
@@ -119,6 +171,7 @@ def volume_fsc(
     every_tilt: bool = True,
     cone_deg: float = CONE_DEG,
     seed: int = 0,
+    make_work: MakeFourierWork = FourierWork,
 ) -> VolumeFsc:
     """FSC of two volumes without and with a soft mask, corrected for what the mask does, and by direction.
 
@@ -129,28 +182,35 @@ def volume_fsc(
         every_tilt: whether ``tilt_deg`` names every tilt, so that gaps between tilts count as wedge, or its ends only.
         cone_deg: half angle of the cones about x, y and z.
         seed: of the random phases.
+        make_work: what transforms and sums, `fourier_work_on` of a device.
 
     Raises:
         ValueError: different shapes, or a mask that is 0 everywhere.
     """
     same_shape(a, b)
     same_shape(a, mask)
-    shells = FourierShells(np.shape(a))
-    x, y = (sfft.rfftn(centred(v)) for v in (a, b))
-    unmasked = shells.correlation(x, y, pixel_size_A)[0]
+    work = make_work(np.shape(a))
+    shells = work.shells
+    x, y = (work.transform(v) for v in (a, b))
+    unmasked = work.correlations(x, y, pixel_size_A)[0]
 
-    parts: dict[str, Bools] = {name: shells.cone(axis, cone_deg) for axis, name in ((2, "x"), (1, "y"), (0, "z"))}
+    parts = {name: work.cone(axis, cone_deg) for axis, name in ((2, "x"), (1, "y"), (0, "z"))}
     if tilt_deg is not None:
         measured = _measured(shells, np.shape(a), np.asarray(tilt_deg, dtype=np.float64), every_tilt)
-        parts.update(measured=measured, wedge=~measured)
-    one, two = (sfft.rfftn(_masked(v, mask)) for v in (a, b))
-    masked, *by_part = shells.correlation(one, two, pixel_size_A, (None, *parts.values()))
+        parts.update(measured=work.region(measured), wedge=work.region(~measured))
+    one, two = (work.masked_transform(v, mask) for v in (a, b))
+    masked, *by_part = work.correlations(one, two, pixel_size_A, (None, *parts.values()))
 
     below = np.flatnonzero(unmasked.correlation < RANDOMISE_BELOW)
     first = int(below[0]) if len(below) else len(shells.frequency)
     generator = np.random.default_rng(seed)
-    one, two = (sfft.rfftn(_masked(_random_phases(v, shells, first, np.shape(a), generator), mask)) for v in (x, y))
-    randomised = shells.correlation(one, two, pixel_size_A)[0]
+    one, two = (
+        work.masked_transform(
+            work.random_phases(v, first, generator.standard_normal(np.shape(a), dtype=np.float32)), mask
+        )
+        for v in (x, y)
+    )
+    randomised = work.correlations(one, two, pixel_size_A)[0]
     return VolumeFsc(
         unmasked,
         masked,
@@ -171,15 +231,12 @@ def _masked(volume: Volume, mask: Volume) -> F32:
     return np.asarray((values - np.float32(mean)) * mask, dtype=np.float32)
 
 
-def _random_phases(
-    transform: Complex, shells: FourierShells, first: int, shape: Sequence[int], generator: np.random.Generator
-) -> F32:
+def _random_phases(transform: Complex, shells: FourierShells, first: int, noise: F32) -> F32:
     """The volume with the phases of white noise from shell ``first`` on; amplitudes stay, and it stays real."""
-    noise = sfft.rfftn(generator.standard_normal(shape, dtype=np.float32))
-    number = len(shells.frequency)
-    far = shells.radius >= (first + 0.5) / (2 * number)
-    mixed = np.where(far, np.abs(transform) * noise / np.maximum(np.abs(noise), 1e-12), transform)
-    return np.asarray(sfft.irfftn(mixed, s=shape), dtype=np.float32)
+    other = sfft.rfftn(noise)
+    far = shells.radius >= shells.start(first)
+    mixed = np.where(far, np.abs(transform) * other / np.maximum(np.abs(other), 1e-12), transform)
+    return np.asarray(sfft.irfftn(mixed, s=noise.shape), dtype=np.float32)
 
 
 def _corrected(masked: ShellCorrelation, randomised: ShellCorrelation, first: int) -> ShellCorrelation:
@@ -195,3 +252,12 @@ def _measured(shells: FourierShells, shape: Sequence[int], tilt_deg: F64, every_
     if every_tilt:
         return np.asarray(measured_region((nz, ny, nx), tilt_deg) >= 0.5)
     return np.asarray(soft_limit(beyond_tilt_range(shells.axes[2], shells.axes[0], tilt_deg), nz) >= 0.5)
+
+
+def fourier_work_on(device: str) -> MakeFourierWork:
+    """What transforms and sums on ``"cpu"`` or a GPU as torch calls it."""
+    if device == "cpu":
+        return FourierWork
+    from inrtomo.gpu.fsc import DeviceFourierWork
+
+    return partial(DeviceFourierWork, device=device)

@@ -7,7 +7,8 @@ own side. Near the threshold its few components make it noisy: read the map for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,44 @@ WINDOW_EDGE = 0.4
 WINDOWS_AT_ONCE = 64
 
 
+class WindowWork:
+    """Sums over the shells of small windows of two volumes, on the CPU; `inrtomo.gpu.fsc` does the same on a device.
+
+    Args:
+        a, b: volumes of one shape ``[z, y, x]``.
+        window_px: side of the windows.
+    """
+
+    def __init__(self, a: Volume, b: Volume, window_px: int) -> None:
+        self.mask = soft_box((window_px,) * 3, WINDOW_EDGE)
+        self.shells = FourierShells(self.mask.shape)
+        self._summing = self.shells.summing_matrix()
+        self._windows = [
+            np.lib.stride_tricks.sliding_window_view(np.asarray(v, dtype=np.float32), self.mask.shape) for v in (a, b)
+        ]
+
+    def sums(self, corners: Ints) -> tuple[F64, F64, F64]:
+        """What a correlation is made of (see `FourierShells.products`) for windows, each ``(windows, shells)``.
+
+        Args:
+            corners: first voxels ``(windows, 3)``.
+        """
+        x, y = (_window_transforms(v[tuple(corners.T)], self.mask) for v in self._windows)
+        cross, power_x, power_y = (
+            (self._summing @ np.ascontiguousarray(v.T)).T for v in self.shells.products(x, y)
+        )  # fmt: skip
+        return cross, power_x, power_y
+
+
+def window_work_on(device: str) -> Callable[[Volume, Volume, int], WindowWork]:
+    """What sums over windows on ``"cpu"`` or a GPU as torch calls it."""
+    if device == "cpu":
+        return WindowWork
+    from inrtomo.gpu.fsc import DeviceWindowWork
+
+    return partial(DeviceWindowWork, device=device)
+
+
 def window_for(resolution_A: float, pixel_size_A: float, shape: Sequence[int]) -> int:
     """Side of a window (even, voxels) that suits a global resolution and fits into the volume."""
     smallest, largest = WINDOW_PX
@@ -39,7 +78,14 @@ def window_for(resolution_A: float, pixel_size_A: float, shape: Sequence[int]) -
     return int(min(max(wanted, smallest), largest, min(shape))) // 2 * 2
 
 
-def local_resolution(a: Volume, b: Volume, pixel_size_A: float, window_px: int, threshold: float) -> F32:
+def local_resolution(
+    a: Volume,
+    b: Volume,
+    pixel_size_A: float,
+    window_px: int,
+    threshold: float,
+    make_work: Callable[[Volume, Volume, int], WindowWork] = WindowWork,
+) -> F32:
     """Resolution in Å at every voxel of two volumes ``[z, y, x]``, of the same shape as they.
 
     Nyquist where a window's FSC never falls below the threshold, the side of the window where it starts below.
@@ -54,20 +100,14 @@ def local_resolution(a: Volume, b: Volume, pixel_size_A: float, window_px: int, 
         raise ValueError(f"a window of {window_px} voxels in a volume of {shape}")
     starts = [_starts(size, window_px) for size in shape]
     corners = np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, 3)
-    mask = soft_box((window_px,) * 3, WINDOW_EDGE)
-    shells = FourierShells(mask.shape)
-    summing = shells.summing_matrix()
-    volumes = [np.lib.stride_tricks.sliding_window_view(np.asarray(v, dtype=np.float32), mask.shape) for v in (a, b)]
+    work = make_work(a, b, window_px)
     frequency = np.empty(len(corners))
     for first in range(0, len(corners), WINDOWS_AT_ONCE):
         some = corners[first : first + WINDOWS_AT_ONCE]
-        x, y = (_window_transforms(v[tuple(some.T)], mask) for v in volumes)
-        cross, power_x, power_y = (
-            (summing @ np.ascontiguousarray(v.T)).T for v in ((x * np.conj(y)).real, np.abs(x) ** 2, np.abs(y) ** 2)
-        )
+        cross, power_x, power_y = work.sums(some)
         size = np.sqrt(power_x * power_y)
         correlation = np.divide(cross, size, out=np.zeros_like(cross), where=size > 0)
-        frequency[first : first + len(some)] = _crossing(correlation, shells.frequency, threshold, 1 / window_px)
+        frequency[first : first + len(some)] = _crossing(correlation, work.shells.frequency, threshold, 1 / window_px)
     values = frequency.reshape([len(s) for s in starts])
     for axis, (start, size) in enumerate(zip(starts, shape, strict=True)):
         linear = _interpolation(start + (window_px - 1) / 2, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class FourierShells:
         frequency: middle of every shell, cycles per voxel; shell k is centred on ``(k + 1) / (2 n)``, the mean is in
             none.
         axes: frequency along every axis, cycles per voxel, each shaped to broadcast over the transform.
+        times: how many components each along the last axis stands for.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
@@ -71,17 +73,32 @@ class FourierShells:
         self.axes: list[NDArray[Any]] = [
             f.reshape([-1 if k == axis else 1 for k in range(len(shape))]) for axis, f in enumerate(plain)
         ]
-        self.radius: F64 = np.sqrt(sum(f**2 for f in self.axes))
         self.frequency = (np.arange(number) + 1) / (2 * number)
+        # the conjugate of most components is left out of a real transform
+        self.times = np.full(shape[-1] // 2 + 1, 2.0)
+        self.times[0] = 1.0
+        if shape[-1] % 2 == 0:
+            self.times[-1] = 1.0
+
+    @cached_property
+    def radius(self) -> F64:
+        """Frequency of every component, cycles per voxel."""
+        return np.asarray(np.sqrt(sum(f**2 for f in self.axes)))
+
+    @cached_property
+    def _index(self) -> NDArray[np.int64]:
+        number = len(self.frequency)
         index = np.rint(self.radius * 2 * number).astype(np.int64) - 1
         index[(index < 0) | (index >= number)] = number  # one bin more, for what is in no shell
-        self._index = index
-        # the conjugate of most components is left out of a real transform
-        twice = np.full(shape[-1] // 2 + 1, 2.0)
-        twice[0] = 1.0
-        if shape[-1] % 2 == 0:
-            twice[-1] = 1.0
-        self._weight = np.broadcast_to(twice, index.shape)
+        return np.asarray(index)
+
+    @property
+    def _weight(self) -> F64:
+        return np.broadcast_to(self.times, self._index.shape)
+
+    def start(self, shell: int) -> float:
+        """Frequency at which a shell starts, cycles per voxel."""
+        return (shell + 0.5) / (2 * len(self.frequency))
 
     def total(self, values: NDArray[Any], part: Bools | None = None) -> F64:
         """Sum of values of every component over each shell, or over the part of it where ``part`` holds."""
@@ -104,16 +121,25 @@ class FourierShells:
         """Components whose direction is within ``half_angle_deg`` of an array axis."""
         return np.asarray(np.abs(self.axes[axis]) >= self.radius * np.cos(np.deg2rad(half_angle_deg)))
 
+    def products(self, x: Complex, y: Complex) -> list[NDArray[Any]]:
+        """What a correlation of two transforms sums: ``Re(X Y*)``, ``|X|^2`` and ``|Y|^2`` of every component."""
+        return [(x * np.conj(y)).real, np.abs(x) ** 2, np.abs(y) ** 2]
+
     def correlation(
         self, x: Complex, y: Complex, pixel_size_A: float, parts: Sequence[Bools | None] = (None,)
     ) -> list[ShellCorrelation]:
         """Correlation ``Re(sum X Y*) / sqrt(sum |X|^2 sum |Y|^2)`` of two transforms over each part of every shell."""
-        values = (x * np.conj(y)).real, np.abs(x) ** 2, np.abs(y) ** 2
-        curves = []
-        for part in parts:
-            cross, power_x, power_y = (self.total(v, part) for v in values)
-            size, count = np.sqrt(power_x * power_y), self.count(part)
-            ratio = np.divide(cross, size, out=np.zeros_like(cross), where=size > 0)
-            ratio[count == 0] = np.nan
-            curves.append(ShellCorrelation(self.frequency / pixel_size_A, ratio, count))
-        return curves
+        values = self.products(x, y)
+        return [
+            correlation_of_sums([self.total(v, part) for v in values], self.count(part), self.frequency / pixel_size_A)
+            for part in parts
+        ]
+
+
+def correlation_of_sums(sums: Sequence[F64], count: F64, frequency_per_A: F64) -> ShellCorrelation:
+    """From the sums over each shell of ``Re(X Y*)``, ``|X|^2`` and ``|Y|^2``, and its independent components."""
+    cross, power_x, power_y = sums
+    size = np.sqrt(power_x * power_y)
+    ratio = np.divide(cross, size, out=np.zeros_like(cross), where=size > 0)
+    ratio[count == 0] = np.nan
+    return ShellCorrelation(frequency_per_A, ratio, count)
