@@ -65,29 +65,36 @@ def test_align(smallest_series: Path, tmp_path: Path) -> None:
 
 
 def test_recon_field(smallest_series: Path, tmp_path: Path) -> None:
-    """It begins anew; until it is through there is nothing under the result's name."""
+    """A field and its halves with --resume; until it is through there is nothing under the result's name."""
     args = [smallest_series / "ts.mrc", smallest_series / "ts_truth.json", "--method", "field", "--field", "voxel"]
-    args += ["--bin", 2, "--thickness", 15]
+    args += ["--bin", 2, "--thickness", 15, "--halves"]
     modules = ["inrtomo.commands._recon_run", "inrtomo.reconstruct.field"]
-    with Forks("recon", "PROF", tmp_path / "log", modules) as run:
+    often = "import inrtomo.align.checkpoint as c; c.SAVE_EVERY_S = 0.1"
+    with Forks("recon", "PROF", tmp_path / "log", modules, often) as run:
         assert run([*args, "-o", tmp_path / "first.mrc"]).exit_code == 0, run.said()
         whole = run([*args, "-o", tmp_path / "whole.mrc"])
         truth = read_volume(tmp_path / "whole.mrc")[0]
         np.testing.assert_allclose(read_volume(tmp_path / "first.mrc")[0], truth, atol=1e-4 * float(np.ptp(truth)))
-        moments, kills = random.Random(2), 0
-        out = tmp_path / "out" / "ts_rec.mrc"
-        out.parent.mkdir()
-        while kills < KILLS:
-            ended = run([*args, "-o", out, "--overwrite"], moments.uniform(0, whole.seconds))
+        moments, kills, complete = random.Random(2), 0, 0
+        while kills < KILLS or not complete:
+            out = tmp_path / f"out{complete}" / "ts_rec.mrc"
+            out.parent.mkdir(exist_ok=True)
+            after = moments.uniform(0, 0.7 * whole.seconds) if kills < KILLS else 0.0
+            ended = run([*args, "-o", out, "--resume"], after)
             kills += ended.killed
-            if ended.killed and not out.exists():
+            if not ended.killed:
+                assert ended.exit_code == 0, run.said()
+                assert not out.with_name("ts_rec_checkpoint.npz").exists() and not list(out.parent.glob(".*"))
+                complete += 1
+            if not out.exists():
                 continue
-            np.testing.assert_allclose(read_volume(out)[0], truth, atol=1e-4 * float(np.ptp(truth)))
             json.loads(out.with_suffix(".json").read_text())
-            out.unlink()
-        assert run([*args, "-o", out, "--overwrite"]).exit_code == 0, run.said()
-        assert not list(out.parent.glob(".*")), "left of those that were killed"
-        np.testing.assert_allclose(read_volume(out)[0], truth, atol=1e-4 * float(np.ptp(truth)))
+            for ending in ("", "_odd", "_even"):
+                found = read_volume(out.with_name(f"ts_rec{ending}.mrc"))[0]
+                expected = read_volume(tmp_path / f"whole{ending}.mrc")[0]
+                np.testing.assert_allclose(found, expected, atol=1e-4 * float(np.ptp(expected)))
+            if ended.killed:  # after the last file, before the checkpoint went
+                complete += 1
 
 
 def test_batch(tmp_path: Path) -> None:

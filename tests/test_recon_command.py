@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from inrtomo.io.mrc import open_stack
 from inrtomo.metrics.volume import cc
 from inrtomo.reconstruct import field
+from inrtomo.reconstruct.field import FieldFit
 from tests.running import Inr, assert_refused
 
 OPTIONS = ("--thickness", 30, "--orientation", "xyz", "--bin", 2)
@@ -147,6 +149,77 @@ def test_refine_polishes_the_alignment(inr: Inr, series: Path, short: None, monk
     assert "held-out" in json.loads((series / "out.json").read_text())["all"]["refined"]
     volume = read(out)
     assert cc(volume, truth_like(series, volume.shape)) > 0.75
+
+
+class Crash(Exception):
+    """The machine stops."""
+
+
+def crash_after(monkeypatch: pytest.MonkeyPatch, fits: int, scale: int, step: int) -> None:
+    """Stop a fit there, the so manieth one, at a moment when a checkpoint has just been due."""
+    monkeypatch.setattr("inrtomo.align.checkpoint.SAVE_EVERY_S", 0.0)
+    optimise, begun = FieldFit.optimise, [0]
+
+    def crashing(self: FieldFit, on_step: Any = None) -> None:
+        begun[0] += 1
+
+        def watched(fit: FieldFit) -> None:
+            on_step(fit)
+            if begun[0] == fits and (fit.done_scales, fit.done_steps) == (scale, step):
+                raise Crash
+
+        optimise(self, watched)
+
+    monkeypatch.setattr(FieldFit, "optimise", crashing)
+
+
+@pytest.mark.parametrize(("kind", "fits", "scale", "step"), [("hash", 4, 2, 9), ("tensor", 2, 2, 2)])
+def test_a_field_goes_on_where_it_was_stopped(
+    inr: Inr, series: Path, short: None, kind: str, fits: int, scale: int, step: int
+) -> None:
+    """Two fits each of odd frames, even frames and all; stopped in one of them, with files of the others written."""
+    args = ("recon", series / "ts.mrc", series / "ts_truth.json", "--method", "field", "--field", kind, *OPTIONS)
+    more = ("--halves", "--average", 2)
+    assert inr(*args, *more, "-o", series / "whole.mrc").exit_code == 0
+    out, left = series / "out.mrc", series / "out_checkpoint.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        crash_after(patch, fits, scale, step)
+        with pytest.raises(Crash):
+            inr(*args, *more, "-o", out)
+    assert left.exists() and not out.exists() and (series / "out_odd.mrc").exists() == (fits > 2)
+    assert_refused(inr(*args, *more, "-o", out), "out_checkpoint.npz", "--resume")
+    assert_refused(inr(*args, *more, "-o", out, "--resume", "--seed", 1), "other seed")
+    done = inr(*args, *more, "-o", out, "--resume")
+    assert done.exit_code == 0 and ("made before" in done.output) == (fits > 2), done.output
+    for ending in ("", "_odd", "_even", "_sd"):
+        found, expected = (read(series / f"{base}{ending}.mrc") for base in ("out", "whole"))
+        np.testing.assert_allclose(found, expected, atol=1e-5 * float(np.ptp(expected)))
+    records = [json.loads((series / f"{base}.json").read_text()) for base in ("out", "whole")]
+    for name in ("odd", "even", "all"):
+        assert len(records[0][name]["losses"]) == 2
+        found, expected = (np.array(record[name]["losses"][1]) for record in records)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert not left.exists()
+    before = out.stat().st_mtime_ns
+    assert "nothing to do" in inr(*args, *more, "-o", out, "--resume").output
+    assert out.stat().st_mtime_ns == before
+
+
+def test_a_checkpoint_of_something_else_is_refused(inr: Inr, series: Path, short: None) -> None:
+    args = ("recon", series / "ts.mrc", series / "ts_truth.json", "--method", "field", *OPTIONS, "-o", series / "o.mrc")
+    with pytest.MonkeyPatch.context() as patch:
+        crash_after(patch, 1, 0, 2)
+        with pytest.raises(Crash):
+            inr(*args)
+    path = series / "o_checkpoint.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    for name, value in (("fit0.field.parameters", np.ones(3)), ("fit0.adam.first", np.ones(2)), ("__head__", "{}")):
+        np.savez(path, **(arrays | {name: np.array(value)}))
+        assert_refused(inr(*args, "--resume"), "o_checkpoint.npz", "--overwrite")
+    path.write_bytes(b"PK")
+    assert_refused(inr(*args, "--resume"), "o_checkpoint.npz", "--overwrite")
+    assert inr(*args, "--overwrite").exit_code == 0 and not path.exists()
 
 
 @pytest.mark.parametrize(

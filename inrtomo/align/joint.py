@@ -329,10 +329,12 @@ class JointFit:
         state = {f"field.{k}": v for k, v in self.field.state_dict().items()}
         state |= {f"adam.{k}": v for k, v in self.adam.state_dict().items()}
         state |= {f"motion.{k}": v for k, v in self.motion.state_dict().items()}
-        state["gain"] = self.gain.copy()
-        state["losses"] = np.array(self.losses, dtype=np.float64).reshape(-1, 4)
-        state["done"] = np.array([self.done_scales, self.done_steps])
-        return state
+        return state | self.progress()
+
+    def progress(self) -> dict[str, NDArray[Any]]:
+        """How far a fit has come, its losses and the tilts' gains: the part of `state_dict` that stays small."""
+        losses = np.array(self.losses, dtype=np.float64).reshape(-1, 4)
+        return {"gain": self.gain.copy(), "losses": losses, "done": np.array([self.done_scales, self.done_steps])}
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
         """Go on from what `state_dict` gave, for the same data and settings."""
@@ -343,6 +345,10 @@ class JointFit:
         self.field.load_state_dict(part("field."))
         self.adam.load_state_dict(part("adam."))
         self.motion.load_state_dict(part("motion."))
+        self.take_progress(state)
+
+    def take_progress(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take up what `progress` gave."""
         self.gain[:] = state["gain"]
         self.losses = [(int(a), int(b), float(c), float(d)) for a, b, c, d in state["losses"]]
         self.done_scales, self.done_steps = (int(v) for v in state["done"])

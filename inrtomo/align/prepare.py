@@ -28,6 +28,7 @@ HOT_PIXEL_SD = 4.0
 USUAL_DEFOCUS_A = 20000.0
 DARK_FRACTION = 0.35  # of the counts its neighbours lead to expect
 FALL_TO_A = 120.0
+LEAST_SHELLS = 11  # of the power spectrum: fewer leave none for the white floor
 UNTOUCHED_FALL = 2.0  # of log signal power from the lowest frequency to 1 / FALL_TO_A: 3.2 and more on simulations
 # without a transfer function, 0.8 and less on those with one and on a real series
 GOLD_WIDTHS_PX = (2.0, 16.0)  # of the Gaussians between whose blurs beads stand out
@@ -482,6 +483,8 @@ def find_defocus(
     k = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None, :])
     shells = np.minimum((k * n / 4).astype(int), n // 8)
     radial = np.bincount(shells.ravel(), power.ravel()) / np.maximum(np.bincount(shells.ravel()), 1)
+    if len(radial) < LEAST_SHELLS:
+        return None
     frequency = (np.arange(len(radial)) + 0.5) * 4 / n / pixel_size_A
     floor = float(np.median(radial[int(0.9 * len(radial)) : -1]))
     excess = radial[:-1] / floor - 1

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -15,122 +12,127 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from inrtomo import __version__
-from inrtomo.align.pipeline import peak_memory_bytes
-from inrtomo.align.prepare import PrepareSettings, prepare
+from inrtomo.align.checkpoint import Checkpoint, Fingerprint, Interrupts
+from inrtomo.align.prepare import PrepareSettings
 from inrtomo.alignment import Alignment
-from inrtomo.commands._aligned_stack import AlignedStack, check_outputs, read_aligned_stack, thickness_beside
-from inrtomo.commands._common import Progress, echo_defaults
-from inrtomo.commands.recon import DEFAULT_THICKNESS_NM, Options
+from inrtomo.commands._common import Progress
+from inrtomo.commands._tomogram_run import TOMOGRAM_SHARE, TomogramRun, polarity_of
+from inrtomo.commands.recon import Options
 from inrtomo.ctf import Defoci
-from inrtomo.device import choose, peak_device_bytes
+from inrtomo.device import choose
 from inrtomo.errors import InputError
-from inrtomo.io.ctf import read_ctf
-from inrtomo.io.files import write_text
+from inrtomo.io.alignment_json import alignment_from_dict, alignment_to_dict
 from inrtomo.losses import COUNT_KINDS, read_noise
 from inrtomo.reconstruct.ctf_correction import CtfOperator, ctf_corrected
 from inrtomo.reconstruct.fbp import ROWS_AT_A_TIME, FbpSettings, filtered_lines
 from inrtomo.reconstruct.field import USUAL_WEIGHTS, FieldFit, FieldSettings, Priors, Recording, reconstruct_field
 from inrtomo.reconstruct.filters import RadialFilter
-from inrtomo.reconstruct.halves import Source, halves
+from inrtomo.reconstruct.halves import Source
 from inrtomo.reconstruct.live import LiveView
 from inrtomo.reconstruct.prepared import PreparedTilts, other_images, prepared_tilts, refined
 from inrtomo.reconstruct.sart_tv import SartTvSettings, sart_tv_slabs
 from inrtomo.reconstruct.sirt import SirtSettings, sirt_slabs
 from inrtomo.reconstruct.slabs import Slab, ranges
 from inrtomo.reconstruct.tomogram import Tomogram, tomogram
-from inrtomo.reconstruct.wedge import energy_in_wedge, measured_only
-from inrtomo.report.figures import slices
 
-TOMOGRAM_SHARE = 0.25  # of the memory: a larger tomogram waits in a scratch file for what concerns all of it
-POLARITY_SIZE = 512  # px: enough of an image to see whether protein is bright
+MAY_DIFFER = {"stack", "alignment", "output", "memory", "device", "resume", "overwrite"}
+"""Options of a run that goes on which need not be those it began with; what the files hold does."""
 _FILTER, _FIELD, _SIRT, _SART = RadialFilter(), FieldSettings(), SirtSettings(), SartTvSettings()
 
 
-class Run:
-    """One run of the command: what it is given, then every tomogram in turn."""
+class Run(TomogramRun[Options]):
+    """One run of the command."""
+
+    program = "inr-recon"
 
     def __init__(self, options: Options) -> None:
-        self.o = o = options
+        o = options
         self.radial = _filter(o.filter_name, o.radial, o.iterations)
         self.priors = _priors(o.prior, o.field_kind)
-        check_outputs(o.outputs, o.overwrite, o.stack, o.alignment)
-        self.given = given = read_aligned_stack(o.stack, o.alignment, o.pixel_size, o.exclude)
-        thickness_nm = _thickness(o.thickness, o.alignment, given)
-        self.thickness_px = max(o.binning, round(thickness_nm * 10 / given.pixel_size_A))
-        if len(np.unique(np.round(given.alignment.tilt_deg[given.alignment.included], 3))) < 2:
-            raise InputError(f"{o.stack}: fewer than two different tilt angles are left; a reconstruction needs more")
-        nx, ny = (n // o.binning for n in given.alignment.image_size)
-        if min(nx, ny) < 1:
-            raise InputError(f"--bin {o.binning}: nothing is left of images of {nx} x {ny}")
-        self.shape = max(1, round(self.thickness_px / o.binning)), ny, nx
-        self.voxel_A = given.pixel_size_A * o.binning
-        self.defoci = _defoci(o.ctf, given)
-        self.device = choose(o.device, _only_cpu(o, self.priors))
-        given.sources.append(("device", self.device.sentence, ""))
-        self.record: dict[str, Any] = {}
-        self.started = time.monotonic()
-
-    def run(self) -> None:
-        """Everything, the tomogram of all data last, so that it is there only when all is."""
-        o, given = self.o, self.given
+        if o.checkpoint.exists() and not (o.resume or o.overwrite):
+            raise InputError(f"{o.checkpoint}: an unfinished run; --resume goes on with it, --overwrite starts anew")
+        super().__init__(o, choose(o.device, _only_cpu(o, self.priors)))
         self.polarity = 0  # iterative methods find it in what they prepare; halves are to agree on it
         if (o.contrast == "positive" and o.method == "fbp") or (o.with_halves and o.method != "fbp"):
-            self.polarity = _polarity(given)
+            self.polarity = polarity_of(self.given)
         self.sign = -1 if o.contrast == "positive" and self.polarity < 0 else 1
-        tilts = np.sort(given.alignment.tilt_deg[given.alignment.included])
-        given.sources.append(("tilt range", f"{tilts[0]:.2f} to {tilts[-1]:.2f}°, {len(tilts)} tilts", "used"))
-        if self.polarity and o.contrast == "positive":
-            turned = "turned" if self.polarity < 0 else "kept"
-            given.sources.append(("contrast", turned, "protein bright in the tomogram"))
-        if o.method == "fbp":
-            given.sources.append(("filter", o.filter_name, "default" if o.filter_name == _FILTER.name else "--filter"))
-        sources = []
-        if o.with_halves:
-            first, second, what = halves(given.series, given.alignment)
-            sources = [first, second]
-            given.sources.append(("halves", what, "--halves"))
-            self.record["halves"] = what
-        echo_defaults(given.sources)
-        self.record["tilt_range_deg"] = [float(tilts[0]), float(tilts[-1])]
-        for source in (*sources, Source("", given.series.image, given.alignment)):
-            with tomogram(self.shape, o.output.parent, TOMOGRAM_SHARE * o.memory) as volume:
-                self.make(source, volume)
+        self.interrupts = Interrupts()
+        self.kept = Checkpoint(None, {}) if o.method != "field" else self.checkpoint()
 
-    def make(self, source: Source, volume: Tomogram) -> None:
-        """One tomogram: its rows, what concerns all of it, and its files."""
-        o, kind = self.o, self.o.field_kind if self.o.method == "field" else self.o.filter_name
-        facts: dict[str, Any] = {}
-        used = source.alignment
-        task = f"{o.method} {source.name}".strip()
-        with Progress(task) as progress:
-            if o.method == "fbp":
-                volume.take(self.fbp(source, progress))
-            else:
-                used = self.iterated(source, volume, progress, facts)
-        tilts, x_tilt = used.tilt_deg[used.included], float(np.median(used.x_tilt_deg[used.included]))
-        where = tilts, o.binning, self.thickness_px, x_tilt
-        if o.only_measured:
-            measured_only(volume.volume, *where, overwrite=True)
-        facts["wedge_energy"] = energy_in_wedge(volume.volume, *where)
-        if o.normalize:
-            facts["mean_and_sd_before"] = list(volume.normalise())
-        facts["tilts_used"] = used.included.tolist()
-        self.record[source.name or "all"] = facts
-        path = o.beside(f"_{source.name}") if source.name else o.output
-        if not source.name:
-            picture = o.beside("_live.png")
-            slices(volume.volume, picture, f"{o.output.name}: {task}", self.voxel_A)
-            self.write_record()
-        label = f"inr-recon: {task}, {kind}, {o.orientation}"
-        sections, rows, columns = volume.write(path, o.orientation, self.voxel_A, o.overwrite, label)
-        click.echo(f"wrote {path} ({columns} x {rows} x {sections}, {self.voxel_A:.4g} Å/voxel, {o.orientation})")
-        click.echo(f"{100 * facts['wedge_energy']:.1f} % of its variance lies in the missing wedge")
-        if not source.name:
-            click.echo(f"peak memory {peak_memory_bytes() / 2**30:.2f} GiB")
-            if self.device.is_gpu:
-                peak = peak_device_bytes(self.device.name)
-                click.echo(f"peak memory of {self.device.name} {peak / 2**30:.2f} GiB")
+    def new_files(self) -> list[Path]:
+        o = self.o
+        return [o.output] if o.resume and o.checkpoint.exists() else o.outputs
+
+    def checkpoint(self) -> Checkpoint:
+        """The state of this run before it was interrupted, or an empty one.
+
+        Raises:
+            InputError: it is of another run.
+        """
+        o, given = self.o, self.given
+        identity = {name: str(value) for name, value in asdict(o).items() if name not in MAY_DIFFER}
+        seen = Fingerprint((given.series.n_tilts, *given.series.size[::-1]), given.alignment.tilt_deg)
+        for tilt in range(given.series.n_tilts):
+            seen.add(given.series.image(tilt))
+        identity["input"] = seen.text
+        identity["alignment"] = json.dumps(alignment_to_dict(given.alignment))
+        if not (o.resume and o.checkpoint.exists()):
+            o.checkpoint.unlink(missing_ok=True)
+            return Checkpoint(o.checkpoint, identity)
+        kept = Checkpoint.resume(o.checkpoint, identity)
+        for path in o.outputs:
+            if path != o.output and path not in map(self.path_of, kept.stages.get("made", {})):
+                path.unlink(missing_ok=True)  # written just before the end came
+        return kept
+
+    def rows(self) -> list[tuple[str, object, str]]:
+        o, rows = self.o, list[tuple[str, object, str]]()
+        if self.polarity and o.contrast == "positive":
+            rows.append(("contrast", "turned" if self.polarity < 0 else "kept", "protein bright in the tomogram"))
+        if o.method == "fbp":
+            rows.append(("filter", o.filter_name, "default" if o.filter_name == _FILTER.name else "--filter"))
+        return rows
+
+    def task(self, source: Source) -> str:
+        return f"{self.o.method} {source.name}".strip()
+
+    @property
+    def made_by(self) -> str:
+        o = self.o
+        return f"{o.method}, {o.field_kind if o.method == 'field' else o.filter_name}"
+
+    def own_record(self) -> dict[str, Any]:
+        return {"priors": asdict(self.priors)}
+
+    def run(self) -> None:
+        """As of `TomogramRun`; Ctrl-C leaves what --resume goes on from."""
+        o = self.o
+        try:
+            super().run()
+        except KeyboardInterrupt:
+            if o.checkpoint.exists():
+                click.echo(f"{o.checkpoint} holds the run so far; --resume goes on with it", err=True)
+            raise
+        o.checkpoint.unlink(missing_ok=True)
+
+    def make(self, source: Source) -> None:
+        """One tomogram, unless an interrupted run has made it."""
+        made = self.kept.stages.setdefault("made", {})
+        if source.name in made:
+            self.record[source.name] = made[source.name]
+            click.echo(f"{self.path_of(source.name)}: made before")
+            return
+        super().make(source)
+        made[source.name] = self.record[source.name or "all"]
+        if source.name:
+            self.kept.save()
+
+    def fill(self, source: Source, volume: Tomogram, progress: Progress, facts: dict[str, Any]) -> Alignment:
+        """By the method of choice."""
+        if self.o.method == "fbp":
+            volume.take(self.fbp(source, progress))
+            return source.alignment
+        return self.iterated(source, volume, progress, facts)
 
     # --- methods ---------------------------------------------------------------------------------------------------
 
@@ -207,14 +209,7 @@ class Run:
             device=self.device.name,
         )  # fmt: skip
         if o.refine:
-
-            def polishing(fraction: float, bin_: int, loss: float) -> None:
-                progress(0.3 * fraction, scale=f"refining, bin {bin_ * o.binning}", loss=loss)
-
-            alignment, reason = refined(tilts, height, o.memory, o.seed, polishing, self.device.name)
-            tilts = replace(tilts, alignment=alignment)
-            facts["refined"] = reason
-            click.echo(f"note  refine: {reason}")
+            tilts = self.refined(source, tilts, height, progress, facts)
         first = 0.3 if o.refine else 0.0
         live = LiveView(o.beside("_live.png"), self.voxel_A, o.output.name)
 
@@ -225,7 +220,9 @@ class Run:
 
         check = other_images(source, tilts, prepare_settings)
         recording = self.recording(tilts, check)
-        found = reconstruct_field(tilts.images, tilts.weight, tilts.alignment, height, settings, on_step, recording)
+        data = tilts.images, tilts.weight, tilts.alignment, height
+        with self.interrupts.held_back() as interrupts:
+            found = reconstruct_field(*data, settings, on_step, recording, self.kept, interrupts)
         facts |= {
             "held_out_loss": found.held_out_loss,
             "losses": [[list(row) for row in losses] for losses in found.losses],
@@ -239,6 +236,24 @@ class Run:
                 spread.write(o.beside("_sd"), o.orientation, self.voxel_A, o.overwrite, label)
             click.echo(f"wrote {o.beside('_sd')} (standard deviation over {o.average} fits)")
         return ((rows, mean) for rows, mean, _ in found.slabs())
+
+    def refined(
+        self, source: Source, tilts: PreparedTilts, height: float, progress: Progress, facts: dict[str, Any]
+    ) -> PreparedTilts:
+        """The tilts with their alignment polished, or as it was where held-out pixels prefer that."""
+        o = self.o
+        polished = self.kept.stages.setdefault("polished", {})
+        if source.name not in polished:
+
+            def polishing(fraction: float, bin_: int, loss: float) -> None:
+                progress(0.3 * fraction, scale=f"refining, bin {bin_ * o.binning}", loss=loss)
+
+            alignment, reason = refined(tilts, height, o.memory, o.seed, polishing, self.device.name)
+            polished[source.name] = alignment_to_dict(alignment), reason
+            self.kept.save()
+        values, facts["refined"] = polished[source.name]
+        click.echo(f"note  refine: {facts['refined']}")
+        return replace(tilts, alignment=alignment_from_dict(values))
 
     def recording(self, tilts: PreparedTilts, check: NDArray[np.float32] | None) -> Recording:
         """What the fit makes use of besides the images: CTF, counts, the other frames."""
@@ -259,31 +274,6 @@ class Run:
         variance = (found.noise_sd[tilts.used] * gain) ** 2
         read, _ = read_noise(variance, background)
         return Recording(transfer, background, gain, np.clip(read / variance, 0.0, 1.0), check)
-
-    def write_record(self) -> None:
-        """OUT.json: everything that was used and found."""
-        o, given = self.o, self.given
-        options = {f.name: getattr(o, f.name) for f in fields(Options)}
-        record = {
-            "program": "inr-recon",
-            "version": __version__,
-            "command": shlex.join(["inr-recon", *sys.argv[1:]]),
-            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
-            "priors": asdict(self.priors),
-            "stack": str(o.stack),
-            "alignment": str(o.alignment),
-            "sources": [[what, str(value), source] for what, value, source in given.sources],
-            "excluded_tilts": [[tilt, reason] for tilt, reason in sorted(given.alignment.excluded.items())],
-            "voxel_size_A": self.voxel_A,
-            "thickness_nm": self.thickness_px * given.pixel_size_A / 10,
-            "shape_zyx": list(self.shape),
-            **self.record,
-            "seconds": time.monotonic() - self.started,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "peak_device_bytes": peak_device_bytes(self.device.name),
-            "numpy": np.__version__,
-        }
-        write_text(o.beside(".json"), json.dumps(record, indent=1, default=str), o.overwrite)
 
 
 # --- options -------------------------------------------------------------------------------------------------------
@@ -325,21 +315,6 @@ def _priors(text: str | None, field_kind: str) -> Priors:
     return Priors(**weights)
 
 
-def _defoci(ctf: str | None, given: AlignedStack) -> Defoci | None:
-    """Defocus of every image, from a file or one for all (micrometres)."""
-    if ctf is None:
-        return None
-    try:
-        microns = float(ctf)
-    except ValueError:
-        given.sources.append(("CTF", "of every image", ctf))
-        return read_ctf(Path(ctf), given.series.n_tilts)
-    if not 0.1 <= microns <= 20:
-        raise InputError(f"--ctf {ctf}: must be from 0.1 to 20 um of underfocus, or a file")
-    given.sources.append(("CTF", f"{microns:g} um of underfocus", "--ctf"))
-    return Defoci.of(microns * 1e4, given.series.n_tilts)
-
-
 def _of_tilts(defoci: Defoci, tilts: NDArray[np.int64]) -> Defoci:
     """The defoci of some images."""
     return Defoci(
@@ -349,25 +324,6 @@ def _of_tilts(defoci: Defoci, tilts: NDArray[np.int64]) -> Defoci:
         defoci.phase_shift_deg[tilts],
         defoci.hand,
     )
-
-
-def _thickness(option_nm: float | None, path: Path, given: AlignedStack) -> float:
-    """Thickness in nm, its source noted."""
-    found: tuple[float, str] | None = None
-    if option_nm is not None:
-        if not option_nm > 0:
-            raise InputError(f"--thickness {option_nm:g}: must be positive; give nm")
-        found = option_nm, "--thickness"
-    found = found or thickness_beside(path, given.series.name, given.pixel_size_A) or (DEFAULT_THICKNESS_NM, "default")
-    given.sources.append(("thickness", f"{found[0]:.4g} nm", found[1]))
-    return found[0]
-
-
-def _polarity(given: AlignedStack) -> int:
-    """1 if protein is bright in the images, -1 if dark."""
-    images = given.series.read(bin=max(1, min(given.series.size) // POLARITY_SIZE))
-    settings = PrepareSettings(restore=False, mask_gold=False)
-    return prepare(images, given.alignment.tilt_deg, None, settings, dict(given.alignment.excluded)).polarity
 
 
 def _only_cpu(o: Options, priors: Priors) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inrtomo.errors import InputError
 from inrtomo.fields import decoders
@@ -128,19 +129,27 @@ def load_field(path: Path) -> DensityField:
         InputError: another file, or one whose configuration does not go with its parameters.
     """
     try:
-        state = read_npz(path)
-        config = json.loads(str(state["config"]))
-        box, parameters = np.array(config["box"], dtype=np.float64), state["parameters"]
-        sides = (box[1::2] - box[::2]) / config["finest_px"] + 1
-        counts = [value for key, value in config.items() if isinstance(value, int) and key != "seed"]
-        if not all(1 <= n <= MOST for n in sides) or not all(0 <= n <= MOST for n in counts):
-            raise ValueError("its size is none")
-        if not np.isfinite(parameters).all():
-            raise ValueError("its parameters are no numbers")
-        field = make_field(**{**config, "box": tuple(box)}, most=parameters.size)
-        if field.parameters().shape != parameters.shape:
-            raise ValueError(f"{parameters.size} parameters instead of {field.parameters().size}")
-        field.load_state_dict(state)
+        return field_of(read_npz(path))
     except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError, OSError) as error:
         raise InputError(f"{path}: not a density field of this program ({error}); make it again") from error
+
+
+def field_of(state: Mapping[str, NDArray[Any]]) -> DensityField:
+    """The field that `DensityField.state_dict` gave the state of.
+
+    Raises:
+        ValueError, and what Python raises of itself: another state, or one whose parts do not go together.
+    """
+    config = json.loads(str(state["config"]))
+    box, parameters = np.array(config["box"], dtype=np.float64), state["parameters"]
+    sides = (box[1::2] - box[::2]) / config["finest_px"] + 1
+    counts = [value for key, value in config.items() if isinstance(value, int) and key != "seed"]
+    if not all(1 <= n <= MOST for n in sides) or not all(0 <= n <= MOST for n in counts):
+        raise ValueError("its size is none")
+    if not np.isfinite(parameters).all():
+        raise ValueError("its parameters are no numbers")
+    field = make_field(**{**config, "box": tuple(box)}, most=parameters.size)
+    if field.parameters().shape != parameters.shape:
+        raise ValueError(f"{parameters.size} parameters instead of {field.parameters().size}")
+    field.load_state_dict(dict(state))
     return field

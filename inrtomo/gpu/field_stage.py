@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inrtomo.align.joint import Scale
 from inrtomo.gpu.fit import OnDevice
@@ -12,6 +14,7 @@ from inrtomo.gpu.geometry import TiltGeometry
 from inrtomo.reconstruct.field import GAIN_FROM, LARGEST_GAIN, FieldFit, FieldStage, part_of
 
 Tensor = torch.Tensor
+F32 = NDArray[np.float32]
 
 
 class DeviceFieldStage(OnDevice, FieldStage):
@@ -53,6 +56,12 @@ class DeviceFieldStage(OnDevice, FieldStage):
         """Go back to a copy."""
         self.field.parameters.copy_(parameters)
         self.read()
+
+    def laid_down(self, parameters: Any) -> F32:
+        return np.asarray(parameters.cpu().numpy(), dtype=np.float32)
+
+    def taken_up(self, parameters: Any) -> Any:
+        return torch.as_tensor(parameters, device=self.device)
 
     def gradients(self, with_motion: bool, with_gain: bool) -> None:
         priors, fit, first = self.fit.options.priors, self.fit, self.share.first

@@ -11,18 +11,19 @@ that back slab by slab into the one field: the sum is the gradient that the whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inrtomo.align.checkpoint import Checkpoint, Interrupts, Stopped
 from inrtomo.align.joint import DataTotal, JointFit, JointSettings, Scale, Stage, scaled_data
 from inrtomo.align.motion import BlockSums
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
-from inrtomo.fields import Adam, DensityField, make_field
+from inrtomo.fields import Adam, DensityField, field_of, make_field
 from inrtomo.fields.tensor import TensorField, adapted, boundary_points
 from inrtomo.losses import COUNT_KINDS, CountLoss
 from inrtomo.priors import (
@@ -57,6 +58,7 @@ SPLINE_MARGIN = 8  # rows around a piece of an x-tilted volume, for its cubic in
 BOUNDARY_PAIRS = 4096  # points on either side of the nodes' edges, drawn anew at every step
 UNSEEN = -9.0  # an index outside every projection
 
+FIELD_ARRAYS = 10  # of the size of the field: with gradient, moments, the best one, and what a checkpoint copies
 BYTES_PER_VOXEL = 64.0  # of a slab during a step: density, gradients and the field's own arrays
 NETWORK_BYTES_PER_VOXEL = 160.0
 DATA_ARRAYS = 9  # of the size of all images: binned, fitted, held out, and where each is seen, with what they come from
@@ -177,6 +179,8 @@ def reconstruct_field(
     settings: FieldSettings | None = None,
     on_step: OnStep | None = None,
     recording: Recording | None = None,
+    kept: Checkpoint | None = None,
+    interrupts: Interrupts | None = None,
 ) -> FieldReconstruction:
     """Fit a density field to a tilt series.
 
@@ -188,22 +192,59 @@ def reconstruct_field(
         settings: see `FieldSettings`.
         on_step: told after every step.
         recording: see `Recording`.
+        kept: where the fits are from time to time, and where they go on from if it holds them already.
+        interrupts: once one is noted the state is kept, and the work ends.
 
     Raises:
-        InputError: too little memory, or an x-tilt that varies.
+        InputError: too little memory, an x-tilt that varies, or a checkpoint that holds something else.
+        Stopped: after an interrupt.
     """
-    settings = settings or FieldSettings()
-    fits = []
+    settings, kept = settings or FieldSettings(), kept or Checkpoint(None, {})
+    fits: list[FieldFit] = []
     for number in range(settings.average):
         fit = FieldFit(images, weight, alignment, thickness_px, settings, number, recording or Recording())
+        if state := kept.part(f"fit{number}"):
+            try:
+                fit.load_state_dict(state)
+            except (KeyError, ValueError, TypeError, IndexError) as error:
+                raise InputError(f"{kept.path}: not of this fit ({error}); start anew with --overwrite") from None
+            kept.set_part(f"fit{number}", None)
+        fits.append(fit)
 
         def report(done: FieldFit, number: int = number) -> None:
+            stopped = interrupts is not None and interrupts.received is not None
+            if stopped or kept.is_due:
+                _keep(fits, kept)
+            if stopped:
+                raise Stopped
             if on_step is not None:
                 on_step(done, (number + done.fraction_done) / settings.average)
 
         fit.optimise(report)
-        fits.append(fit)
     return FieldReconstruction(fits)
+
+
+def _keep(fits: Sequence[FieldFit], kept: Checkpoint) -> None:
+    """Write the state of all fits, and hold no copy of it."""
+    for number, fit in enumerate(fits):
+        kept.set_part(f"fit{number}", fit.state_dict())
+    kept.save()
+    kept.arrays = {}
+
+
+@dataclass
+class Search:
+    """How far the last scale has come.
+
+    Attributes:
+        best: the parameters that predicted held-out pixels best, as `FieldStage.snapshot` gives them.
+        rate: index into `RATES`.
+        since: steps without better ones.
+    """
+
+    best: Any
+    rate: int = 0
+    since: int = 0
 
 
 class FieldFit(JointFit):
@@ -212,6 +253,7 @@ class FieldFit(JointFit):
     Attributes:
         shape: voxels (nz, ny, nx) of the output.
         held_out_loss: the lowest of the last scale, that of the parameters that were kept.
+        search: what leads there, while the last scale is at work.
         stage_now: the scale at work, until the fit is done; then
         caps, active: the levels in use (see `DensityField.lattice`).
     """
@@ -237,6 +279,7 @@ class FieldFit(JointFit):
         self.slab_px = nz + 2 * max(LEAST_MARGIN, round(SLAB_MARGIN * nz))
         self._lattices: dict[int, Lattice] = {}
         self.held_out_loss = np.inf
+        self.search: Search | None = None
         joint = settings.joint((nx, ny), number)
         if recording.check is not None:
             joint = replace(joint, held_out=0.0)
@@ -289,19 +332,24 @@ class FieldFit(JointFit):
         self.adam = Adam(field.groups, field.rates(self.field_rate), beta2=0.95)
 
     def optimise(self, on_step: Callable[[FieldFit], None] | None = None) -> None:
-        """Fit through all scales; at the last those parameters are kept that predict held-out pixels best."""
+        """Fit through all scales, from wherever the state is.
+
+        At the last one those parameters are kept that predict held-out pixels best.
+        """
         schedule = self.settings.schedule
-        for index, scale in enumerate(schedule):
-            if index > 0:
+        if self.done_scales == len(schedule):  # finished by a run before this one
+            self.stage_now = self.stage(schedule[-1])
+        for index in range(self.done_scales, len(schedule)):
+            if index > 0 and self.done_steps == 0:
                 self._adapt()
                 del self.stage_now  # before the next one takes its memory
-            self.stage_now = self.stage(scale)
+            self.stage_now = self.stage(schedule[index])
             judged = index == len(schedule) - 1 and bool(self.stage_now.data.held.any())
             for _ in self._judged_steps() if judged else self._steps():
                 if on_step is not None:
                     on_step(self)
             self.done_scales, self.done_steps = index + 1, 0
-        self.caps, self.active = self.stage_now.caps, self.stage_now.active
+        self.caps, self.active, self.search = self.stage_now.caps, self.stage_now.active, None
         del self.stage_now, self.adam  # a fit that waits for others of its kind holds little more than its field
 
     def _steps(self) -> Iterator[float]:
@@ -314,19 +362,50 @@ class FieldFit(JointFit):
     def _judged_steps(self) -> Iterator[float]:
         """The same at each of `RATES` for as long as the held-out loss falls, each from the best that was seen."""
         stage = self.stage_now
-        kept = stage.snapshot()
-        for stage.pace in RATES:
-            stage.restore(kept)
-            before, since = kept, 0
-            for held in self._steps():
-                since += 1
-                if held < self.held_out_loss:
-                    self.held_out_loss, kept, since = held, before, 0
-                yield held
-                if since == PATIENCE:
-                    break
-                before = stage.snapshot()
-        stage.restore(kept)
+        search = self.search = self.search or Search(stage.snapshot())
+        search.best = stage.taken_up(search.best)
+        while search.rate < len(RATES) and self.done_steps < stage.scale.steps:
+            stage.pace = RATES[search.rate]
+            before = stage.snapshot()
+            stage.step(self.done_steps)
+            self.done_steps += 1
+            search.since += 1
+            held = self.losses[-1][3]
+            if held < self.held_out_loss:
+                self.held_out_loss, search.best, search.since = held, before, 0
+            if search.since == PATIENCE:
+                stage.restore(search.best)
+                search.rate, search.since = search.rate + 1, 0
+            yield held
+        stage.restore(search.best)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """As of `JointFit`, with the search of the last scale; of a finished fit what its volume is made from."""
+        state: dict[str, NDArray[Any]]
+        if self.done_scales < len(self.settings.schedule):
+            self.stage_now.read()
+            state = super().state_dict()
+        else:
+            state = {f"field.{k}": v for k, v in self.field.state_dict().items()}
+            state |= self.progress()
+        if self.search is not None:
+            state["best"] = self.stage_now.laid_down(self.search.best)
+            state["search"] = np.array([self.search.rate, self.search.since])
+        return state | {"held_out_loss": np.array(self.held_out_loss)}
+
+    def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
+        """Go on from what `state_dict` gave, for the same data and settings."""
+        field = field_of({k.removeprefix("field."): v for k, v in state.items() if k.startswith("field.")})
+        if type(field) is not type(self.field):
+            raise ValueError("another kind of field")
+        self._use(field)  # a tensor field's tree has grown since
+        if "adam.first" in state:
+            super().load_state_dict(state)
+        else:
+            self.take_progress(state)
+        self.held_out_loss = float(state["held_out_loss"])
+        if "best" in state:
+            self.search = Search(state["best"], *map(int, state["search"]))
 
     def _adapt(self) -> None:
         """A tensor field goes on with nodes where the density of the last scale has something to show."""
@@ -383,7 +462,6 @@ class FieldStage(Stage):
             self.data.held = self.data.fit
         self.n_batch, self.slabs = self._within_memory()
         self.noise_of_sum, self.noise_of_voxel = (self.noise * part for part in self._passed())
-        self._random = np.random.default_rng(fit.settings.seed)
 
     def _passed(self) -> tuple[float, float]:
         """What the transfer function leaves of a constant and of white noise; all where there is none.
@@ -405,7 +483,8 @@ class FieldStage(Stage):
         n, ny, nx = fit.images.shape
         nz, width, rows = self.lattice.shape
         one_image = 4.0 * self.data.images[0].size
-        fixed = n * (8.0 * ny * nx + DATA_ARRAYS * one_image + 4.0 * self.n_u * rows) + 6.0 * fit.field.grad.nbytes
+        fixed = n * (8.0 * ny * nx + DATA_ARRAYS * one_image + 4.0 * self.n_u * rows)
+        fixed += FIELD_ARRAYS * fit.field.grad.nbytes
         left = fit.options.memory_bytes - fixed
         per_voxel = NETWORK_BYTES_PER_VOXEL if fit.settings.field in NETWORKS else BYTES_PER_VOXEL
         per_row = per_voxel * nz * width + 8.0 * n * self.n_u
@@ -464,6 +543,14 @@ class FieldStage(Stage):
         """Go back to a copy."""
         self.fit.field.parameters()[:] = parameters
 
+    def laid_down(self, parameters: Any) -> F32:
+        """A copy that `snapshot` gave, as an array for a checkpoint."""
+        return np.asarray(parameters, dtype=np.float32)
+
+    def taken_up(self, parameters: Any) -> Any:
+        """What `laid_down` gave, or a copy that `snapshot` gave, as such a copy."""
+        return parameters
+
     def density(self, rows: range) -> F32:
         """The field on rows of the lattice, ``[z, x, y]``."""
         return self.fit.field.lattice(part_of(self.lattice, rows), self.active, level_cap=self.caps)
@@ -520,13 +607,15 @@ class FieldStage(Stage):
 
     def _add_boundary(self, field: TensorField) -> None:
         """Add the gradient of differences across nodes' edges, as if there were a pair of points per voxel there."""
-        here, there = boundary_points(field, BOUNDARY_PAIRS, self._random)
+        fit = self.fit
+        random = np.random.default_rng([fit.settings.seed, fit.done_scales, fit.done_steps])
+        here, there = boundary_points(field, BOUNDARY_PAIRS, random)
         if len(here) == 0:
             return
         values = field.points(np.concatenate([here, there]), self.active)
         one, other = values[: len(here)], values[len(here) :]
-        _, a, b = boundary_consistency(one, other, 0.1 * self.fit.density_unit)
-        weight = np.float32(self.fit.options.priors.boundary * self.noise_of_voxel)
+        _, a, b = boundary_consistency(one, other, 0.1 * fit.density_unit)
+        weight = np.float32(fit.options.priors.boundary * self.noise_of_voxel)
         field.backward_points(weight * np.concatenate([a, b]).astype(np.float32))
 
 

@@ -1,0 +1,106 @@
+"""Options that ``inr-recon`` and ``inr-infer`` have in common: what a tomogram is made of, and its form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from inrtomo.commands._aligned_stack import PIXEL_SIZE
+from inrtomo.commands._common import MEMORY, TILT_LIST
+
+DEFAULT_THICKNESS_NM = 300.0
+
+Decorated = Callable[..., Any]
+
+_INPUT = (
+    click.argument("stack", type=click.Path(path_type=Path)),
+    click.argument("alignment", type=click.Path(path_type=Path)),
+    click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Tomogram, OUT.mrc."),
+)
+_FORM = (
+    click.option(
+        "--thickness",
+        type=float,
+        metavar="NM",
+        help=f"Of the sample.  [default: what inr-align found, or {DEFAULT_THICKNESS_NM:g}]",
+    ),
+    click.option(
+        "--bin", "binning", type=click.IntRange(1, 64), default=1, help="Bin by cutting the Fourier transform."
+    ),
+    click.option(
+        "--orientation",
+        type=click.Choice(["imod", "xyz"]),
+        default="imod",
+        help="imod: sections are rows y, as tilt writes them; xyz: sections are planes z, as trimvol -rx makes them.",
+    ),
+    click.option(
+        "--contrast",
+        type=click.Choice(["input", "positive"]),
+        default="input",
+        help="positive: protein bright, whatever it is in the images.",
+    ),
+    click.option(
+        "--halves", "with_halves", is_flag=True, help="Also OUT_odd.mrc, OUT_even.mrc: frames, or else tilts."
+    ),
+    click.option("--normalize", is_flag=True, help="Bring every tomogram to mean 0 and standard deviation 1."),
+    click.option("--measured-only", "only_measured", is_flag=True, help="Nothing in the missing wedge."),
+    click.option(
+        "--ctf", metavar="FILE|UM", help="Correct for it: CTFFIND's, AreTomo's or IMOD's file, or underfocus."
+    ),
+    click.option("--voltage", type=click.FloatRange(60, 1200), default=300.0, metavar="KV", help="For --ctf."),
+)
+_RUN = (
+    click.option("--memory", type=MEMORY, default="4G", help="To stay within, more or less."),
+    click.option("--exclude", type=TILT_LIST, default=(), help="More tilts to leave out, counted from 0: 3,7-9."),
+    PIXEL_SIZE,
+    click.option("--overwrite", is_flag=True, help="Replace files that exist."),
+)
+
+
+def tomogram_options(*own: Decorated) -> Decorated:
+    """Decorate a command with the options of `TomogramOptions`, and with its own between form and run."""
+
+    def decorate(function: Decorated) -> Decorated:
+        for option in reversed((*_INPUT, *_FORM, *own, *_RUN)):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TomogramOptions:
+    """The part of the command line that both have."""
+
+    stack: Path
+    alignment: Path
+    output: Path
+    thickness: float | None
+    binning: int
+    orientation: str
+    contrast: str
+    with_halves: bool
+    normalize: bool
+    only_measured: bool
+    ctf: str | None
+    voltage: float
+    memory: float
+    device: str
+    exclude: tuple[int, ...]
+    pixel_size: float | None
+    overwrite: bool
+
+    def beside(self, ending: str) -> Path:
+        """OUT with an ending of its own, a tomogram's (``_odd``) followed by that of OUT."""
+        suffix = "" if "." in ending else self.output.suffix
+        return self.output.with_name(self.output.stem + ending + suffix)
+
+    @property
+    def outputs(self) -> list[Path]:
+        """Everything that will be written."""
+        endings = [".json", "_live.png"] + (["_odd", "_even"] if self.with_halves else [])
+        return [self.output, *map(self.beside, endings)]

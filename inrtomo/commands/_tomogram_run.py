@@ -1,0 +1,207 @@
+"""What ``inr-recon`` and ``inr-infer`` have in common: what they are given, every tomogram in turn, and the record."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import click
+import numpy as np
+
+from inrtomo import __version__
+from inrtomo.align.pipeline import peak_memory_bytes
+from inrtomo.align.prepare import PrepareSettings, prepare
+from inrtomo.alignment import Alignment
+from inrtomo.commands._aligned_stack import AlignedStack, check_outputs, read_aligned_stack, thickness_beside
+from inrtomo.commands._common import Progress, echo_defaults
+from inrtomo.commands._tomogram_options import DEFAULT_THICKNESS_NM, TomogramOptions
+from inrtomo.ctf import Defoci
+from inrtomo.device import Device, peak_device_bytes
+from inrtomo.errors import InputError
+from inrtomo.io.ctf import read_ctf
+from inrtomo.io.files import write_text
+from inrtomo.reconstruct.halves import Source, halves
+from inrtomo.reconstruct.tomogram import Tomogram, tomogram
+from inrtomo.reconstruct.wedge import energy_in_wedge, measured_only
+from inrtomo.report.figures import slices
+
+TOMOGRAM_SHARE = 0.25  # of the memory: a larger tomogram waits in a scratch file for what concerns all of it
+POLARITY_SIZE = 512  # px: enough of an image to see whether protein is bright
+
+Options = TypeVar("Options", bound=TomogramOptions)
+
+
+class TomogramRun(Generic[Options]):
+    """One run of a command; what it is called, says and does with a source is for its own class to say.
+
+    Args:
+        options: the command line.
+        device: what computes.
+        inputs: files besides stack and alignment that must not be written over.
+
+    Attributes:
+        given: the stack and its alignment, and where everything was found.
+        shape: voxels (nz, ny, nx) of a tomogram; voxel_A: their size.
+        thickness_px: raw px.
+        record: what will stand in OUT.json of every source.
+    """
+
+    program: str
+
+    def __init__(self, options: Options, device: Device, *inputs: Path) -> None:
+        self.o = o = options
+        self.device = device
+        check_outputs(self.new_files(), o.overwrite, o.stack, o.alignment, *inputs)
+        self.given = given = read_aligned_stack(o.stack, o.alignment, o.pixel_size, o.exclude)
+        self.thickness_px = max(o.binning, round(_thickness_nm(o, given) * 10 / given.pixel_size_A))
+        if len(np.unique(np.round(given.alignment.tilt_deg[given.alignment.included], 3))) < 2:
+            raise InputError(f"{o.stack}: fewer than two different tilt angles are left; a reconstruction needs more")
+        nx, ny = (n // o.binning for n in given.alignment.image_size)
+        if min(nx, ny) < 1:
+            raise InputError(f"--bin {o.binning}: nothing is left of images of {nx} x {ny}")
+        self.shape = max(1, round(self.thickness_px / o.binning)), ny, nx
+        self.voxel_A = given.pixel_size_A * o.binning
+        self.defoci = _defoci(o.ctf, given)
+        self.record: dict[str, Any] = {}
+        self.started = time.monotonic()
+
+    def new_files(self) -> list[Path]:
+        """What must not be there yet."""
+        return self.o.outputs
+
+    def path_of(self, name: str) -> Path:
+        """The file of a source's tomogram."""
+        return self.o.beside(f"_{name}") if name else self.o.output
+
+    def rows(self) -> list[tuple[str, object, str]]:
+        """What is said of the run before it begins: what, value, where from."""
+        raise NotImplementedError
+
+    def task(self, source: Source) -> str:
+        """What is said to be under way."""
+        raise NotImplementedError
+
+    @property
+    def made_by(self) -> str:
+        """For the header of a tomogram."""
+        raise NotImplementedError
+
+    def fill(self, source: Source, volume: Tomogram, progress: Progress, facts: dict[str, Any]) -> Alignment:
+        """Set all rows of a tomogram and add what was found to its facts; the alignment that was used."""
+        raise NotImplementedError
+
+    def own_record(self) -> dict[str, Any]:
+        """What OUT.json says of this command alone."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Everything, the tomogram of all data last, so that it is there only when all is."""
+        o, given = self.o, self.given
+        tilts = np.sort(given.alignment.tilt_deg[given.alignment.included])
+        given.sources.append(("device", self.device.name, self.device.sentence))
+        given.sources.append(("tilt range", f"{tilts[0]:.2f} to {tilts[-1]:.2f}°, {len(tilts)} tilts", "used"))
+        given.sources.extend(self.rows())
+        self.record["tilt_range_deg"] = [float(tilts[0]), float(tilts[-1])]
+        sources = []
+        if o.with_halves:
+            first, second, what = halves(given.series, given.alignment)
+            sources = [first, second]
+            given.sources.append(("halves", what, "--halves"))
+            self.record["halves"] = what
+        echo_defaults(given.sources)
+        for source in (*sources, Source("", given.series.image, given.alignment)):
+            self.make(source)
+
+    def make(self, source: Source) -> None:
+        """One tomogram: its rows, what concerns all of it, and its files."""
+        o = self.o
+        with tomogram(self.shape, o.output.parent, TOMOGRAM_SHARE * o.memory) as volume:
+            facts: dict[str, Any] = {}
+            with Progress(self.task(source)) as progress:
+                used = self.fill(source, volume, progress, facts)
+            tilts, x_tilt = used.tilt_deg[used.included], float(np.median(used.x_tilt_deg[used.included]))
+            where = tilts, o.binning, self.thickness_px, x_tilt
+            if o.only_measured:
+                measured_only(volume.volume, *where, overwrite=True)
+            facts["wedge_energy"] = energy_in_wedge(volume.volume, *where)
+            if o.normalize:
+                facts["mean_and_sd_before"] = list(volume.normalise())
+            facts["tilts_used"] = used.included.tolist()
+            self.record[source.name or "all"] = facts
+            path = self.path_of(source.name)
+            if not source.name:
+                slices(volume.volume, o.beside("_live.png"), f"{o.output.name}: {self.task(source)}", self.voxel_A)
+                self.write_record()
+            label = f"{self.program}: {self.made_by}, {o.orientation}"
+            sections, rows, columns = volume.write(path, o.orientation, self.voxel_A, o.overwrite, label)
+        click.echo(f"wrote {path} ({columns} x {rows} x {sections}, {self.voxel_A:.4g} Å/voxel, {o.orientation})")
+        click.echo(f"{100 * facts['wedge_energy']:.1f} % of its variance lies in the missing wedge")
+        if not source.name:
+            click.echo(f"peak memory {peak_memory_bytes() / 2**30:.2f} GiB")
+            if self.device.is_gpu:
+                peak = peak_device_bytes(self.device.name)
+                click.echo(f"peak memory of {self.device.name} {peak / 2**30:.2f} GiB")
+
+    def write_record(self) -> None:
+        """OUT.json: everything that was used and found."""
+        o, given = self.o, self.given
+        record = {
+            "program": self.program,
+            "version": __version__,
+            "command": shlex.join([self.program, *sys.argv[1:]]),
+            "settings": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(o).items()},
+            "stack": str(o.stack),
+            "alignment": str(o.alignment),
+            "sources": [[what, str(value), source] for what, value, source in given.sources],
+            "excluded_tilts": [[tilt, reason] for tilt, reason in sorted(given.alignment.excluded.items())],
+            "voxel_size_A": self.voxel_A,
+            "thickness_nm": self.thickness_px * given.pixel_size_A / 10,
+            "shape_zyx": list(self.shape),
+            **self.own_record(),
+            **self.record,
+            "seconds": time.monotonic() - self.started,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_device_bytes": peak_device_bytes(self.device.name),
+            "numpy": np.__version__,
+        }
+        write_text(o.beside(".json"), json.dumps(record, indent=1, default=str), o.overwrite)
+
+
+def _defoci(ctf: str | None, given: AlignedStack) -> Defoci | None:
+    """Defocus of every image, from a file or one for all (micrometres)."""
+    if ctf is None:
+        return None
+    try:
+        microns = float(ctf)
+    except ValueError:
+        given.sources.append(("CTF", "of every image", ctf))
+        return read_ctf(Path(ctf), given.series.n_tilts)
+    if not 0.1 <= microns <= 20:
+        raise InputError(f"--ctf {ctf}: must be from 0.1 to 20 um of underfocus, or a file")
+    given.sources.append(("CTF", f"{microns:g} um of underfocus", "--ctf"))
+    return Defoci.of(microns * 1e4, given.series.n_tilts)
+
+
+def _thickness_nm(o: TomogramOptions, given: AlignedStack) -> float:
+    """Thickness of the sample, its source noted."""
+    found: tuple[float, str] | None = None
+    if o.thickness is not None:
+        if not o.thickness > 0:
+            raise InputError(f"--thickness {o.thickness:g}: must be positive; give nm")
+        found = o.thickness, "--thickness"
+    beside = thickness_beside(o.alignment, given.series.name, given.pixel_size_A)
+    found = found or beside or (DEFAULT_THICKNESS_NM, "default")
+    given.sources.append(("thickness", f"{found[0]:.4g} nm", found[1]))
+    return found[0]
+
+
+def polarity_of(given: AlignedStack) -> int:
+    """1 if protein is bright in the images, -1 if dark."""
+    images = given.series.read(bin=max(1, min(given.series.size) // POLARITY_SIZE))
+    settings = PrepareSettings(restore=False, mask_gold=False)
+    return prepare(images, given.alignment.tilt_deg, None, settings, dict(given.alignment.excluded)).polarity
