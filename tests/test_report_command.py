@@ -86,8 +86,8 @@ def run_folder(tmp_path: Path, tiny_series: Path, truth: Alignment) -> Path:
 def fsc_json(tmp_path: Path) -> Path:
     frequency = np.linspace(0.01, 0.05, 10)
     curve = {"correlation": np.linspace(1, 0, 10).tolist(), "components": [9] * 10, "resolution_A": {}}
-    values = {"frequency_per_A": frequency.tolist(), "curves": {"corrected": curve}, "curve": "corrected"}
-    values |= {"threshold": 0.143, "resolution_A": 22.5, "convention": "half maps"}
+    values: dict[str, object] = {"frequency_per_A": frequency.tolist(), "curves": {"corrected": curve}}
+    values |= {"curve": "corrected", "threshold": 0.143, "resolution_A": 22.5, "convention": "half maps"}
     path = tmp_path / "fsc.json"
     path.write_text(json.dumps(values))
     return path

@@ -659,7 +659,7 @@ class FieldReconstruction:
         """Rows of the volume ``[z, rows, x]``, units of the images per px of path: mean of the fits and their sd."""
         for parts in zip(*(fit.slabs(ROWS_AT_A_TIME) for fit in self.fits), strict=True):
             values = np.stack([slab for _, slab in parts])
-            yield parts[0][0], values.mean(axis=0), values.std(axis=0)
+            yield parts[0][0], values.mean(axis=0, dtype=np.float32), values.std(axis=0, dtype=np.float32)
 
     @property
     def volume(self) -> F32:

@@ -184,7 +184,7 @@ def _central_slab(volume: NDArray[Any], axis: int) -> NDArray[np.float32]:
     thick = min(SLAB_PX, size)
     first = (size - thick) // 2
     planes = volume[(slice(None),) * axis + (slice(first, first + thick),)]
-    return np.asarray(planes, dtype=np.float32).mean(axis=axis)
+    return np.asarray(planes, dtype=np.float32).mean(axis=axis, dtype=np.float32)
 
 
 def _spread(indices: NDArray[Any] | Sequence[int], count: int) -> list[int]:
