@@ -86,8 +86,8 @@ class Program(click.Command):
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be loaded
                 raise
-            sentence = "not enough memory on the GPU; bin, take a GPU with more, or use --device cpu"
-            raise OneSentence(self.program, sentence) from None
+            full = "not enough memory on the GPU; bin, take a GPU with more, or use --device cpu"
+            raise OneSentence(self.program, full) from None
         except EOFError as error:
             # ours to explain; click would say "Aborted!" as if somebody had pressed Ctrl-D
             raise RuntimeError(f"unexpected end of a file: {error}") from error
