@@ -151,6 +151,8 @@ def test_what_cannot_be_run(tmp_path: Path, inr: Inr) -> None:
     assert_refused(inr("batch", "align", raw / "no.mrc", "-o", out), "no.mrc")
     assert_refused(inr("batch", "align", raw, "-o", out, "--", "--no-such"), "--no-such")
     assert_refused(inr("batch", "recon", raw, "-o", out, "--from", tmp_path / "none"), "none")
+    assert_refused(inr("batch", "recon", "-o", out, "--from", raw), "raw", "no batch was run there")
+    assert_refused(inr("batch", "align", raw, "-o", out, "--slurm", tmp_path / "none.sh"), "none.sh")
     assert_refused(inr("batch", "status", "-o", tmp_path), "no batch")
     assert not out.exists()
     assert inr("batch", "align", raw, "-o", out).exit_code == 0

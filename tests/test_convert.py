@@ -358,6 +358,7 @@ def test_command_refuses(inr: Inr, tmp_path: Path, series: TiltSeries) -> None:
     source = tmp_path / "ts_align.json"
     assert_refused(inr("convert", tmp_path / "none.xf", tmp_path / "a.aln"), "none.xf")
     assert_refused(inr("convert", source, tmp_path / "a.tif"), "a.tif", "--to")
+    assert_refused(inr("convert", series.path, tmp_path / "a.aln"), "ts.mrc", "a stack of images")
     for name in ("a.xml", "tomograms.star"):
         assert_refused(inr("convert", source, tmp_path / name), "pixel size", "--stack")
     assert_refused(inr("convert", source, tmp_path / "other.star", "--stack", series.path), "tomograms.star")

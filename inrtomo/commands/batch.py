@@ -16,7 +16,7 @@ from rich.table import Table
 from inrtomo import __version__
 from inrtomo.batch.manifest import Series, find_series
 from inrtomo.batch.runner import Runner, places
-from inrtomo.batch.slurm_template import TEMPLATE
+from inrtomo.batch.slurm_template import TEMPLATE, read_template
 from inrtomo.batch.state import CLAIMED, DONE, FAILED, Batch
 from inrtomo.batch.steps import STEPS, check_options, fitted
 from inrtomo.batch.summary import COLUMNS, Summary, shown, write_summary
@@ -107,6 +107,8 @@ def main(
         _report(write_summary(Batch.open(folder)), everything=True)
         return
     check_options(STEPS[command], rest)
+    if template is not None:
+        read_template(template)  # before anything is written
     before = folder / "state" / "batch.json"
     if not series and watch is None and source is None and before.exists():
         old = Batch.open(folder)
@@ -158,6 +160,8 @@ def _series(batch: Batch, given: Sequence[str], watch: Path | None) -> tuple[lis
             raise InputError(f"{batch.source}: nothing is done there yet; run that batch first")
     else:
         found = list(recorded.values())
+        if not found and watch is None and batch.source is not None:
+            raise InputError(f"{batch.source}: no batch was run there; give its -o, or say which SERIES it is for")
         if not found and watch is None:
             raise click.UsageError("Missing argument 'SERIES...': give stacks, a folder, a table, --from or --watch")
     if before is not None and given:

@@ -27,7 +27,6 @@ from inrtomo.tiltseries import TiltSeries, check_tilt_angles
 Array = NDArray[np.float64]
 
 STACK_SUFFIXES = (".mrc", ".st", ".ali", ".mrcs", ".map")
-READABLE = (".json", ".xf", ".com", ".aln", ".star", ".xml", ".mdoc")
 NOT_THE_ALIGNMENT = ("_warp", "_fid", "_rot", "_nonfid", "local", "_patch-tracking", "_prexf")
 """Endings of ``.xf`` files that lie beside the one that holds the alignment."""
 SCALE_TOLERANCE = 0.01
@@ -107,6 +106,8 @@ def read_record(
     path, notes = Path(path), notes if notes is not None else []
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the name")
+    if path.suffix.lower() in STACK_SUFFIXES and path.is_file():
+        raise InputError(f"{path}: is a stack of images; give the file or folder that holds its alignment")
     given = path
     if path.is_dir():
         path = _find_in_folder(path, _base_of(series))
