@@ -147,6 +147,19 @@ def test_options_for_all_are_checked_before_anything_runs() -> None:
         check_options(STEPS["align"], ["-o", "elsewhere"])
 
 
+def test_a_fit_is_gone_on_with() -> None:
+    """inr-recon --method field keeps checkpoints; the other methods know no --resume."""
+    step, out = STEPS["recon"], Path("/rec/ts1")
+
+    def words(*options: str, **columns: str) -> list[str]:
+        return command_line(step, Series("ts1", "/raw/ts1.mrc", "/a.xf", columns), None, out, options)
+
+    assert "--resume" in words("--method", "field") and "--resume" in words("--method=field", "--halves")
+    assert "--resume" in words("--method", "sirt", method="field")
+    assert "--resume" not in words() and "--resume" not in words("--method", "field", method="fbp")
+    assert "--resume" not in words("--method", "magic")  # which the command refuses, with its own sentence
+
+
 def test_what_later_commands_are_given() -> None:
     series, source, out = Series("ts1", "/raw/stack.st"), Path("/before"), Path("/rec/ts1")
     assert STEPS["recon"].arguments(series, source, out) == [

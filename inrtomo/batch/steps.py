@@ -181,4 +181,13 @@ def command_line(step: Step, series: Series, source: Path | None, out: Path, opt
             words += [option.opts[-1], *(value.split() if option.nargs > 1 else [value])]
         elif value.lower() in ("1", "true", "yes"):
             words.append(option.opts[-1])
-    return words
+    return [*words, "--resume"] if step.name == "recon" and _is_fit(step, words) else words
+
+
+def _is_fit(step: Step, words: Sequence[str]) -> bool:
+    """Whether inr-recon is asked for a field, the one method that takes long and can be gone on with."""
+    try:
+        with step.command().make_context(step.program, list(words)) as context:
+            return bool(context.params["method"] == "field")
+    except click.ClickException:
+        return False  # the command itself says what is wrong
