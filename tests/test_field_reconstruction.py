@@ -15,11 +15,11 @@ from inrtomo.metrics.volume import cc
 from inrtomo.reconstruct.field import (
     FieldFit,
     FieldSettings,
-    FieldStage,
     Priors,
     Recording,
     reconstruct_field,
 )
+from inrtomo.reconstruct.field_stage import FieldStage
 from inrtomo.reconstruct.live import LiveView, central_slices
 from tests.alignment_phantom import blob_series
 

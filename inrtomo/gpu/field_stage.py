@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from inrtomo.align.joint import Scale
 from inrtomo.gpu.fit import OnDevice
 from inrtomo.gpu.geometry import TiltGeometry
-from inrtomo.reconstruct.field import GAIN_FROM, LARGEST_GAIN, FieldFit, FieldStage, part_of
+from inrtomo.reconstruct.field import FieldFit
+from inrtomo.reconstruct.field_stage import GAIN_FROM, LARGEST_GAIN, FieldStage, part_of
 
 Tensor = torch.Tensor
 F32 = NDArray[np.float32]
