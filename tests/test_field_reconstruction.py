@@ -128,7 +128,7 @@ def test_memory_is_divided_and_no_seams_are_left():
     def look(fit, fraction):
         slabs.append(fit.stage_now.slabs)
 
-    little = replace(settings, memory_bytes=2.2e7)
+    little = replace(settings, memory_bytes=2.6e7)
     bounded = reconstruct_field(images, weight, alignment, THICK, little, look).volume
     assert len(slabs[-1]) > 2
     assert cc(bounded, plenty) > 0.99
