@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from alignment_phantom import blob_series  # type: ignore[import-not-found]
 
+from inrtomo.align import joint
 from inrtomo.align.prepare import PrepareSettings, find_defocus, fourier_crop, noise_sd, prepare, restore
 from inrtomo.ctf import ctf_2d
 from inrtomo.errors import InputError
+from inrtomo.gpu.pixels import DevicePixelWork
 
 
 def test_polarity_is_found_and_can_be_given() -> None:
@@ -108,6 +110,14 @@ def test_defocus_is_recognised_in_the_power_spectrum() -> None:
     assert find_defocus((images + noise).astype(np.float32), 10.0) is None
     found = find_defocus((seen + noise).astype(np.float32), 10.0)
     assert found is not None and found == pytest.approx(25000.0, rel=0.35)
+
+
+def test_noise_sd_of_few_counts_is_theirs() -> None:
+    counts = np.random.default_rng(0).poisson(0.05, (3, 100, 100)).astype(np.float32)
+    assert noise_sd(counts[0]) == pytest.approx(np.sqrt(0.05), rel=0.1)
+    np.testing.assert_allclose(joint.noise_sd(counts), np.sqrt(0.05), rtol=0.1)
+    assert DevicePixelWork("cpu").noise_sd(counts[0]) == pytest.approx(noise_sd(counts[0]), rel=1e-5)
+    assert noise_sd(np.zeros((20, 20), np.float32)) == 0.0
 
 
 def test_noise_sd_is_not_misled_by_smooth_signal() -> None:

@@ -78,7 +78,7 @@ class JointSettings:
         background_order: degree of the polynomial that is free in every image (0 to 2).
         held_out: fraction of pixels, in blocks, that are never fitted.
         fit_motion: False fits the density alone.
-        memory_bytes: bound for the arrays of one batch of tilts.
+        memory_bytes: bound for the arrays of one batch of tilts; on a GPU, for all that is there.
         seed: of the field and of the held-out blocks.
         device: ``"cpu"``, or a GPU as torch calls it (`inrtomo.gpu.fit`).
     """
@@ -158,9 +158,13 @@ class ScaledData:
 
 
 def noise_sd(images: F32) -> Array:
-    """Noise sd of each image from its diagonal second differences (robust; signal is smooth at this scale)."""
+    """Noise sd of each image from its diagonal second differences (robust; signal is smooth at this scale).
+
+    Where most differences are zero, as of images with few counts, it is their root mean square.
+    """
     d = (images[:, 1:, 1:] - images[:, :-1, 1:] - images[:, 1:, :-1] + images[:, :-1, :-1]) / 2
-    return np.median(np.abs(d), axis=(1, 2)).astype(np.float64) / 0.6745
+    robust = np.median(np.abs(d), axis=(1, 2)).astype(np.float64) / 0.6745
+    return np.where(robust > 0, robust, np.sqrt((d**2).mean(axis=(1, 2), dtype=np.float64)))
 
 
 def blocks_to_hold_out(shape: tuple[int, ...], fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -300,6 +304,7 @@ class JointFit:
                 if on_step is not None:
                     on_step(self)
             self.done_scales, self.done_steps, self.at_work = index + 1, 0, None
+            del work  # before the next scale takes its memory
         last = self.stage(self.settings.schedule[-1])
         rho = self.field.lattice(last.lattice, last.active, level_cap=last.caps)
         return JointResult(

@@ -295,7 +295,9 @@ def _sampled_median(image: F32) -> float:
 def noise_sd(image: F32) -> float:
     """Noise sd per pixel from the 2 x 2 checkerboard difference, which smooth signal does not reach."""
     a = image[:-1, :-1] - image[1:, :-1] - image[:-1, 1:] + image[1:, 1:]
-    return MAD_TO_SD * float(np.median(np.abs(a[::2, ::2]))) / 2.0
+    robust = MAD_TO_SD * float(np.median(np.abs(a[::2, ::2])))
+    few_counts = robust == 0.0  # most differences are zero then
+    return (float(np.sqrt(np.mean(a**2, dtype=np.float64))) if few_counts else robust) / 2.0
 
 
 def _texture(image: F32) -> float:

@@ -82,7 +82,8 @@ class DevicePixelWork(PixelWork):
     def noise_sd(self, image: F32) -> float:
         v = self.sent(image)
         a = v[:-1, :-1] - v[1:, :-1] - v[:-1, 1:] + v[1:, 1:]
-        return MAD_TO_SD * float(quantile(a[::2, ::2].abs(), 0.5)) / 2.0
+        robust = MAD_TO_SD * float(quantile(a[::2, ::2].abs(), 0.5))
+        return (float(a.square().mean().sqrt()) if robust == 0.0 else robust) / 2.0
 
     def gold_mask(self, image: F32) -> NDArray[np.bool_]:
         band = self._between(self.sent(image), *GOLD_WIDTHS_PX)
