@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from inrtomo.errors import InputError
 
 CPU = "cpu"
+SHARE_OF_FREE = 0.9  # of a GPU's free memory: the rest is for the driver's own needs
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,23 @@ def choose(wanted: str = "auto", only_cpu: str = "") -> Device:
         last = torch.cuda.device_count() - 1
         raise InputError(f"--device {wanted}: there is no such GPU; give cuda:0 to cuda:{last}")
     return _gpu(number)
+
+
+def memory_bound(device: Device, wanted_bytes: float | None, on_cpu_bytes: float) -> float:
+    """Bytes that a run may hold: on a GPU what was asked for, or most of what is free; torch takes no more there.
+
+    Args:
+        wanted_bytes: ``--memory``; None where it was not given.
+        on_cpu_bytes: the default on the CPU.
+    """
+    if not device.is_gpu:
+        return on_cpu_bytes if wanted_bytes is None else wanted_bytes
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device.name)
+    bound = min(SHARE_OF_FREE * free, float("inf") if wanted_bytes is None else wanted_bytes)
+    torch.cuda.set_per_process_memory_fraction(bound / total, device.name)
+    return bound
 
 
 def peak_device_bytes(name: str) -> int:

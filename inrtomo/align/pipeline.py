@@ -140,6 +140,7 @@ def align_series(
     work = work_on(settings.device, settings.memory_bytes)
     images, hashed = working_images(series, factor, work)
     identity = settings.as_dict() | {"input": hashed}
+    del identity["memory_bytes"]  # of the device; results do not depend on it
     identity["excluded tilts"] = sorted(series.excluded)
     if resume and checkpoint_path is not None and checkpoint_path.exists():
         checkpoint = Checkpoint.resume(checkpoint_path, identity)

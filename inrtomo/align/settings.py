@@ -23,7 +23,7 @@ class AlignSettings:
         error_bars: two half-data fits for the standard error of every shift.
         field, warp, loss: of the joint fit, see `JointSettings`.
         working_size: images are binned until their longer side is at most this many px.
-        memory_bytes: bound for the arrays of one batch of tilts in the joint fit.
+        memory_bytes: bound for the arrays of one batch of tilts in the joint fit; on a GPU, for all that is there.
         seed: of everything random.
         device: of everything that takes time, ``"cpu"`` or a GPU as torch calls it; a run may go on from its checkpoint
             on another one.

@@ -23,7 +23,7 @@ from inrtomo import __version__
 from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
 from inrtomo.commands._common import DEVICE, TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
-from inrtomo.device import choose, peak_device_bytes
+from inrtomo.device import choose, memory_bound, peak_device_bytes
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_alignment
 from inrtomo.io.alignment_json import alignment_to_dict
@@ -83,7 +83,10 @@ OTHER_WAY_DEG = 135.0  # between two tilt axes: one of them points the wrong way
     help="Images are binned until their longer side is at most this many px.",
 )
 @click.option(
-    "--memory", type=click.FloatRange(0.1), default=_D.memory_bytes / 1e9, metavar="GB", help="For one batch of tilts."
+    "--memory",
+    type=click.FloatRange(0.1),
+    metavar="GB",
+    help=f"For one batch of tilts; on a GPU for all it holds.  [default: {_D.memory_bytes / 1e9:g}; most of a GPU's]",
 )
 @click.option("--seed", type=int, default=_D.seed, help="Of everything random.")
 @DEVICE
@@ -107,7 +110,7 @@ def main(
     warp: str,
     loss: str,
     working_size: int,
-    memory: float,
+    memory: float | None,
     seed: int,
     device: str,
     resume: bool,
@@ -145,7 +148,7 @@ def main(
         warp=warp,
         loss=loss,
         working_size=working_size,
-        memory_bytes=memory * 1e9,
+        memory_bytes=memory_bound(computing, None if memory is None else memory * 1e9, _D.memory_bytes),
         seed=seed,
         device=computing.name,
     )
@@ -172,7 +175,8 @@ def main(
     seconds = "  ".join(f"{stage} {value:.0f} s" for stage, value in result.seconds.items())
     click.echo(f"{seconds}  peak memory {result.peak_memory_bytes / 2**30:.2f} GiB")
     if computing.is_gpu:
-        click.echo(f"peak memory of {computing.name} {peak_device_bytes(computing.name) / 2**30:.2f} GiB")
+        peak, bound = peak_device_bytes(computing.name) / 1e9, settings.memory_bytes / 1e9
+        click.echo(f"peak memory of {computing.name} {peak:.2f} GB of {bound:.2f}")
 
 
 # --- input ---------------------------------------------------------------------------------------------------------

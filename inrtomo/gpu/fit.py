@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from inrtomo.align.joint import HELD_BLOCK_PX, JointFit, Scale, Stage
+from inrtomo.errors import InputError
 from inrtomo.fields.density import lattice_axes
 from inrtomo.fields.grid import GridField
 from inrtomo.gpu import operations
@@ -28,6 +29,9 @@ Tensor = torch.Tensor
 F32 = NDArray[np.float32]
 
 STEPS_BETWEEN_READS = 8
+ROWS_OF_TILE = 64  # of a lattice, for which the decoder's gradient is summed apart
+PARAMETER_COPIES = 5  # gradient, two moments, and one while the field is evaluated by itself
+PIXEL_FLOATS = 28  # that a pixel of a batch of tilts takes: its place under the warp, mostly
 
 
 class Replayed:
@@ -282,6 +286,27 @@ class DeviceStage(OnDevice):
         self.geometries = [
             TiltGeometry(self.lattice, fit.tilts[part], self.n_u, self.device) for part in self.mine()
         ]  # fmt: skip
+
+    def batches(self) -> list[slice]:
+        """Tilts in batches with which all that is on the device stays within the memory bound.
+
+        Raises:
+            InputError: not even one tilt at a time does.
+        """
+        n, bound, image = len(self.fit.tilts), self.fit.settings.memory_bytes, self.data.images[0].size
+        voxels, own = int(np.prod(self.lattice.shape)), self.field
+        held = 4 * (3 * n * image + self.background.size + PARAMETER_COPIES * own.parameters.numel() + 2 * voxels)
+        block_sums = 8 * n * len(self.motion.points) * 5
+        decoder = 4 * own.weights.numel() * self.lattice.shape[1] * -(-self.lattice.shape[2] // ROWS_OF_TILE)
+        per_tilt = 4 * (PIXEL_FLOATS * image + 2 * self.n_u * self.lattice.shape[2])
+        needed = held + block_sums + max(per_tilt, self.planned.backward_bytes + decoder)
+        if needed > bound:
+            raise InputError(
+                f"--memory {bound / 1e9:.3g}: too little for images binned by {self.data.bin}, which need "
+                f"{needed / 1e9 + 0.05:.1f} GB on the GPU; give that, or a smaller --working-size"
+            )
+        batch = int((bound - held - block_sums) // per_tilt)
+        return [slice(first, min(first + batch, n)) for first in range(0, n, batch)]
 
     def gradients(self, with_motion: bool, with_gain: bool) -> Tensor | None:
         s, sums = self.fit.settings, None

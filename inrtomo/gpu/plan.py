@@ -95,6 +95,16 @@ class LatticePlan:
         index, first, last = (self._tensor(v, torch.int32) for v in (cell, starts, stops))
         return Span(low, count, index, self._tensor(frac), first, last, int((stops - starts).max()))
 
+    @property
+    def backward_bytes(self) -> int:
+        """What `HashField.lattice_backward` takes for a while, decoder apart: columns, and lines of one level."""
+        _, nx, ny = self.shape
+        level_floats = [
+            z.count * self.grid.features * x.count * (ny + (y.count if self.grid.masks[level] else 0))
+            for level, (z, x, y) in enumerate(self.spans[: self.active])
+        ]
+        return 4 * (self.n_rows * nx * ny + max(level_floats, default=0))
+
     @cached_property
     def runs(self) -> dict[int, Runs]:
         """Of every hashed level."""

@@ -41,7 +41,7 @@ class DeviceTrackWork(DevicePixelWork, TrackWork):
 
     Args:
         device: as torch calls it.
-        memory_bytes: bound for the windows that are read at once.
+        memory_bytes: bound for everything while windows are read.
     """
 
     def __init__(self, device: str, memory_bytes: float) -> None:
@@ -70,7 +70,8 @@ class DeviceTrackWork(DevicePixelWork, TrackWork):
         row, column = (torch.tensor(v, device=self.device) for v in (band.row, band.column))
         views = torch.empty((n_tracks, n_tilts, len(band.kx)), dtype=torch.complex64, device=self.device)
         seen = torch.empty((n_tracks, n_tilts), device=self.device)
-        batch = max(1, int(self.memory_bytes // (BYTES_PER_SAMPLE * n_tilts * size**2)))
+        left = self.memory_bytes - views.nbytes - coefficients.nbytes
+        batch = max(1, int(left // (BYTES_PER_SAMPLE * n_tilts * size**2)))
         for first in range(0, n_tracks, batch):
             some = slice(first, first + batch)
             centre = self._double(centre_u[some] - shift_px)[..., None, None]

@@ -1,0 +1,163 @@
+"""What the alignment takes on a device stays within ``--memory``: tensors counted on the CPU as if on a GPU.
+
+With Triton at hand its own launches are left out, since only what is allocated for them matters here.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from inrtomo import device
+from inrtomo.align.joint import JointFit, JointSettings, Scale
+from inrtomo.align.tracks import Band, Window
+from inrtomo.alignment import Alignment
+from inrtomo.errors import InputError
+from inrtomo.gpu import fit as gpu_fit
+from inrtomo.gpu.early import DeviceWork
+from inrtomo.gpu.fit import DeviceStage
+
+if find_spec("triton") is not None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when kernels are first imported
+
+SIZE, TILTS, THICK = 64, np.arange(-45.0, 46, 5), 1.0
+
+
+class Peak(TorchDispatchMode):
+    """Within ``with Peak() as peak``: ``peak.bytes`` is the most that was held of what was made since it began."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = self.bytes = 0
+        self._known = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or not size:
+            return
+        self.held += size
+        self.bytes = max(self.bytes, self.held)
+
+        def gone():
+            self.held -= size
+            del self._known[key]
+
+        self._known[key] = weakref.finalize(storage, gone)
+
+
+def fit(memory_bytes):
+    images = np.random.default_rng(0).normal(size=(len(TILTS), SIZE, SIZE)).astype(np.float32)
+    scale = Scale(bin=1, steps=4, motion_from=0, warp_from=0)
+    settings = JointSettings(levels=1, control_points=3, schedule=(scale,), held_out=0.1, memory_bytes=memory_bytes)
+    return JointFit(images, np.ones_like(images), Alignment.identity(TILTS, (SIZE, SIZE), 0.0, 10.0), THICK, settings)
+
+
+def stage_within(memory_bytes):
+    joint = fit(memory_bytes)
+    return DeviceStage(joint, joint.settings.schedule[0])
+
+
+def least_bytes():
+    """The smallest bound that is not refused."""
+    with pytest.raises(InputError, match=r"--memory 1e-09: .* GB on the GPU; give that"):
+        stage_within(1.0)
+    low, high = 1.0, 1e9
+    while high - low > 1e3:
+        middle = (low + high) / 2
+        try:
+            stage_within(middle)
+            high = middle
+        except InputError:
+            low = middle
+    return high
+
+
+def test_peaks_are_counted():
+    with Peak() as peak:
+        one = torch.zeros(1000)
+        two = one + 1
+        del one
+        view = (two * 2).view(10, 100)
+        assert (peak.held, peak.bytes) == (8000, 8000)
+        del two, view
+        assert peak.held == 0
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("share", [1.0, 1.5, 10.0])
+def test_a_step_of_the_fit_stays_within_the_bound(share, monkeypatch):
+    from triton.runtime.interpreter import GridExecutor
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(GridExecutor, "__call__", lambda *given, **named: None)
+    bound = share * least_bytes()
+    with Peak() as peak:
+        stage = stage_within(bound)
+        for step in range(2):
+            stage.step(step)
+    assert type(stage.field.kernels).__name__ == "HashField"
+    n_batches = len(stage.batches())
+    assert n_batches == 1 if share == 10 else n_batches > 2
+    assert (0 if share == 10 else 0.6 * bound) < peak.bytes <= bound
+
+
+def test_a_batch_of_tilts_takes_what_was_reckoned(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    # reading and spreading that allocate what the kernels do
+    operations = SimpleNamespace(
+        read_at=lambda ideal, u, v: (torch.zeros_like(u), torch.zeros_like(u), torch.zeros_like(u)),
+        spread_at=lambda values, u, v, shape: torch.zeros(shape),
+    )
+    with Peak() as peak:
+        stage = stage_within(1e9)
+        stage.ops, stage.motion.has_warp = operations, True
+        image, plane = stage.data.images[0].size, stage.n_u * stage.lattice.shape[2]
+        sums = torch.zeros((len(TILTS), len(stage.motion.points), 5), dtype=torch.float64)
+        for n in (1, 4, 9):
+            before = peak.bytes = peak.held
+            stage.data_gradient(torch.zeros((n, stage.n_u, stage.lattice.shape[2])), slice(0, n), True, sums)
+            reckoned = 4 * n * (gpu_fit.PIXEL_FLOATS * image + 2 * plane)
+            assert 0.6 * reckoned < peak.bytes - before <= reckoned
+
+
+@pytest.mark.parametrize("memory_bytes", [1e6, 4e6, 1e8])
+def test_windows_are_read_within_the_bound(memory_bytes):
+    rng = np.random.default_rng(0)
+    n_tracks, window = 40, Window(16, 2.0)
+    images = rng.normal(size=(len(TILTS), 40, 40)).astype(np.float32)
+    centres, linear = rng.uniform(-4, 4, (n_tracks, len(TILTS), 2)), np.tile(np.eye(2), (len(TILTS), 1, 1))
+    shift, band = np.zeros((len(TILTS), 2)), Band.of(window, 40.0, 8.0)
+    with Peak() as peak:
+        work = DeviceWork("cpu", memory_bytes)
+        views, _ = work.read_views(work.coefficients(images), linear, shift, TILTS, centres, window, band)
+    assert views.shape[:2] == (n_tracks, len(TILTS))
+    assert peak.bytes <= memory_bytes
+
+
+def test_the_bound_is_what_was_asked_for_or_most_of_what_is_free(monkeypatch):
+    set_to = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda name: (8e9, 10e9))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda fraction, name: set_to.append((fraction, name))
+    )
+    gpu, cpu = device.Device("cuda:1", ""), device.Device("cpu", "")
+    assert device.memory_bound(gpu, 4e9, 1e9) == 4e9
+    assert device.memory_bound(gpu, None, 1e9) == device.memory_bound(gpu, 9e9, 1e9) == pytest.approx(7.2e9)
+    assert set_to == [(pytest.approx(f), "cuda:1") for f in (0.4, 0.72, 0.72)]
+    assert (device.memory_bound(cpu, None, 1e9), device.memory_bound(cpu, 3e9, 1e9)) == (1e9, 3e9)
+    assert len(set_to) == 3
