@@ -28,6 +28,7 @@ HOT_PIXEL_SD = 4.0
 USUAL_DEFOCUS_A = 20000.0
 DARK_FRACTION = 0.35  # of the counts its neighbours lead to expect
 FALL_TO_A = 120.0
+FEW_COUNTS = 1e-4  # of the root mean square: a median below is zero but for rounding, as of images with few counts
 LEAST_SHELLS = 11  # of the power spectrum: fewer leave none for the white floor
 UNTOUCHED_FALL = 2.0  # of log signal power from the lowest frequency to 1 / FALL_TO_A: 3.2 and more on simulations
 # without a transfer function, 0.8 and less on those with one and on a real series
@@ -296,8 +297,8 @@ def noise_sd(image: F32) -> float:
     """Noise sd per pixel from the 2 x 2 checkerboard difference, which smooth signal does not reach."""
     a = image[:-1, :-1] - image[1:, :-1] - image[:-1, 1:] + image[1:, 1:]
     robust = MAD_TO_SD * float(np.median(np.abs(a[::2, ::2])))
-    few_counts = robust == 0.0  # most differences are zero then
-    return (float(np.sqrt(np.mean(a**2, dtype=np.float64))) if few_counts else robust) / 2.0
+    whole = float(np.sqrt(np.mean(a**2, dtype=np.float64)))
+    return (robust if robust > FEW_COUNTS * whole else whole) / 2.0
 
 
 def _texture(image: F32) -> float:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d, spline_filter1d
 
 from inrtomo.align.prepare import (
+    FEW_COUNTS,
     GOLD_GROWN_PX,
     GOLD_OF_TOP,
     GOLD_SD,
@@ -83,7 +84,8 @@ class DevicePixelWork(PixelWork):
         v = self.sent(image)
         a = v[:-1, :-1] - v[1:, :-1] - v[:-1, 1:] + v[1:, 1:]
         robust = MAD_TO_SD * float(quantile(a[::2, ::2].abs(), 0.5))
-        return (float(a.square().mean().sqrt()) if robust == 0.0 else robust) / 2.0
+        whole = float(a.square().mean().sqrt())
+        return (robust if robust > FEW_COUNTS * whole else whole) / 2.0
 
     def gold_mask(self, image: F32) -> NDArray[np.bool_]:
         band = self._between(self.sent(image), *GOLD_WIDTHS_PX)
