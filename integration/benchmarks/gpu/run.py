@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,21 @@ import numpy as np
 import torch
 
 from inrtomo import __version__
+from inrtomo.align.fast import ON_CPU, fast_alignment_of
 from inrtomo.device import choose
 from inrtomo.errors import InputError
+from inrtomo.export import Sections
 from inrtomo.fields import lattice_axes, make_field
 from inrtomo.fields.grid import GridField
+from inrtomo.gpu.early import DeviceWork
+from inrtomo.gpu.fsc import DeviceFourierWork
 from inrtomo.gpu.geometry import TiltGeometry
 from inrtomo.gpu.operations import hash_field, of
+from inrtomo.gpu.resample import DeviceSections
+from inrtomo.metrics.fsc import FourierWork, volume_fsc
+from inrtomo.metrics.masks import soft_box
 from inrtomo.projection import Lattice, back_project, project
+from inrtomo.simulate import SimulationSettings, simulate
 
 BOX = (-256.0, 256.0, -256.0, 256.0, -90.0, 90.0)
 CONFIGURATIONS = {"8 levels x 4 features": (8, 4), "16 levels x 2 features": (16, 2)}
@@ -117,6 +126,40 @@ def check(device: str) -> list[str]:
     back = torch.zeros(lattice.shape, device=device)
     of("cuda").add_back_projection(back, torch.tensor(given, device=device), geometry)
     judge("its adjoint", back.cpu(), back_project(given, lattice, TILTS), 1e-3)
+    return said
+
+
+def check_stages(device: str) -> list[str]:
+    """Tracks, aligned stacks and Fourier shells in torch on this device against the CPU's; a sentence for each."""
+    said = []
+
+    def judge(what: str, error: float, unit: str, tolerance: float) -> None:
+        said.append(f"{what}: {error:.1e} {unit}")
+        if not error < tolerance:
+            raise SystemExit(f"check failed: {said[-1]}, {tolerance:.0e} allowed")
+
+    series = simulate(SimulationSettings(size=(128, 112), thickness_px=36, tilt_step_deg=6, shift_px=5, seed=1))
+    found = [
+        fast_alignment_of(series.images, series.tilt_deg, series.alignment.rotation_deg[0], work=work)[0].shift_px
+        for work in (ON_CPU, DeviceWork(device, 1e9))
+    ]
+    judge("shifts by preparation, correlation and tracks", float(np.abs(found[1] - found[0]).max()), "px", 0.01)
+    for bin_ in (1, 2):
+        given = series.alignment, bin_, None, 300
+        ours, other = (
+            sections.section(series.images[3], 3) for sections in (Sections(*given), DeviceSections(*given, device))
+        )
+        error = np.abs(other.values - ours.values).max() / np.abs(ours.values).max()
+        judge(f"aligned image, binned by {bin_}", float(error), "of the largest value", 1e-4)
+    rng = np.random.default_rng(3)
+    shared = rng.normal(size=(40, 60, 60)).cumsum(axis=0)
+    a, b = ((shared + 3 * rng.normal(size=shared.shape)).astype(np.float32) for _ in range(2))
+    curves = [
+        volume_fsc(a, b, 10.0, soft_box(a.shape), tilt_deg=TILTS, make_work=make_work).curves()
+        for make_work in (FourierWork, partial(DeviceFourierWork, device=device))
+    ]
+    error = max(float(np.nanmax(np.abs(curves[1][k].correlation - c.correlation))) for k, c in curves[0].items())
+    judge("Fourier shell correlations", error, "at most", 1e-4)
     return said
 
 
@@ -238,6 +281,12 @@ def whole_commands(device: str) -> Iterator[tuple[str, float]]:
         run("align", stack, "-o", made / "a", "--device", device)
         yield "inr-align, 512 x 512, slab of 180 px, 61 tilts", time.monotonic() - start
         start = time.monotonic()
+        run("align", stack, "-o", made / "f", "--device", device, "--fast")
+        yield "inr-align --fast of the same", time.monotonic() - start
+        start = time.monotonic()
+        run("export", stack, made / "a", "-o", made / "e.mrc", "--device", device)
+        yield "inr-export of the same", time.monotonic() - start
+        start = time.monotonic()
         run("recon", stack, made / "a", "-o", made / "r.mrc", "--method", "field", "--device", device)
         yield "inr-recon --method field of the same", time.monotonic() - start
 
@@ -277,7 +326,7 @@ def main(device: str, commands: bool, output: Path | None) -> None:
     about = versions(chosen.sentence)
     print("  ".join(f"{what} {value}" for what, value in about.items()))
     with torch.cuda.device(chosen.name):
-        for sentence in check(chosen.name):
+        for sentence in (*check(chosen.name), *check_stages(chosen.name)):
             print(f"checked  {sentence}")
         bandwidth = copy_bandwidth(chosen.name)
         print(f"copy: {bandwidth / 1e12:.2f} TB/s\n")
