@@ -37,6 +37,7 @@ from inrtomo.reconstruct.tomogram import Tomogram, tomogram
 
 MAY_DIFFER = {"stack", "alignment", "output", "memory", "device", "resume", "overwrite"}
 """Options of a run that goes on which need not be those it began with; what the files hold does."""
+SWEEPS_SHARE = 0.7  # of the memory, for iterations: the tomogram waits beside them, and what is loaded
 _FILTER, _FIELD, _SIRT, _SART = RadialFilter(), FieldSettings(), SirtSettings(), SartTvSettings()
 
 
@@ -182,7 +183,7 @@ class Run(TomogramRun[Options]):
     def sweeps(self, tilts: PreparedTilts, progress: Progress) -> Iterator[Slab]:
         """SIRT or SART, in slabs."""
         o, data = self.o, (tilts.images, tilts.weight, tilts.alignment, float(self.shape[0]))
-        memory = 0.75 * o.memory
+        memory = SWEEPS_SHARE * o.memory
         if o.method == "sart-tv":
             iterations = o.iterations or _SART.iterations
             sart = SartTvSettings(iterations, nonnegative=o.nonnegative, memory_bytes=memory, device=self.device.name)
