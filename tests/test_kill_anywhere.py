@@ -97,6 +97,59 @@ def test_recon_field(smallest_series: Path, tmp_path: Path) -> None:
                 complete += 1
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "modules"),
+    [
+        ("export", "{}/ts.mrc {}/ts_truth.json -o {out}/ali.mrc --mask {out}/mask.mrc", ["inrtomo.export"]),
+        ("recon", "{}/ts.mrc {}/ts_truth.json -o {out}/rec.mrc --halves", ["inrtomo.commands._recon_run"]),
+        ("fsc", "{}/ts_odd.mrc {}/ts_even.mrc -o {out}/fsc", ["inrtomo.metrics.fsc", "inrtomo.report.fsc"]),
+        ("convert", "{}/ts_truth.json {out}/relion --to relion5 --stack {}/ts.mrc", []),
+    ],
+)
+def test_the_short_ones(smallest_series: Path, tmp_path: Path, name: str, args: str, modules: list[str]) -> None:
+    """They begin anew with --overwrite; what has its name after a kill is whole, and the end is as without any."""
+
+    def words(out: Path) -> list[str]:
+        return [*(word.format(*[smallest_series] * 2, out=out) for word in args.split()), "--overwrite"]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    with Forks(name, "PROF", tmp_path / "log", modules) as run:
+        assert run(words(whole)).exit_code == 0, run.said()  # compiles what was not yet
+        seconds = run(words(whole)).seconds
+        moments, kills = random.Random(4), 0
+        for _ in range(KILLS):
+            ended = run(words(killed), moments.uniform(0, seconds))
+            assert ended.killed or ended.exit_code == 0, run.said()
+            kills += ended.killed
+            _assert_same_files(killed, whole, complete=not ended.killed)
+        assert kills, "it was through before it was killed"
+        assert run(words(killed)).exit_code == 0, run.said()
+    _assert_same_files(killed, whole, complete=True)
+
+
+def _assert_same_files(found: Path, expected: Path, complete: bool) -> None:
+    """Files with a name of their own are those expected; all of them, and no others, when it is said to be complete."""
+    names = {path.relative_to(expected) for path in expected.rglob("*") if path.is_file()}
+    there = {path.relative_to(found) for path in found.rglob("*") if path.is_file()}
+    shown = {path for path in there if not path.name.startswith(".")}
+    assert shown <= names and (not complete or there == names), (sorted(there), sorted(names))
+    for path in shown:
+        if path.suffix == ".mrc":
+            np.testing.assert_array_equal(read_volume(found / path)[0], read_volume(expected / path)[0])
+        elif path.suffix == ".png":
+            assert (found / path).read_bytes().endswith(b"IEND\xaeB`\x82")
+        elif path.suffix == ".json":
+            assert json.loads((found / path).read_text()).keys() == json.loads((expected / path).read_text()).keys()
+        else:
+            here, text = (
+                [line for line in (folder / path).read_text().splitlines() if not line.startswith("# Created by")]
+                for folder in (found, expected)  # starfile notes the time
+            )
+            assert here == [line.replace(str(expected), str(found)) for line in text], path
+
+
 def test_batch(tmp_path: Path) -> None:
     """The batch itself, with a stand-in for its command; whatever it was doing, the same call goes on with it."""
     raw, out = tmp_path / "raw", tmp_path / "out"
