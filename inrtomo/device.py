@@ -1,4 +1,4 @@
-"""Which device computes: ``--device auto|cpu|cuda[:N]``.
+"""Which device computes: ``--device auto|cpu|cuda[:N]``, in `inr-align` also several GPUs.
 
 ``cpu`` is the compiled CPU path, whose results the benchmarks are of. A GPU needs torch built for CUDA, a driver and
 Triton (which comes with torch on Linux); ``auto`` takes one when all three are there.
@@ -57,6 +57,19 @@ def choose(wanted: str = "auto", only_cpu: str = "") -> Device:
         last = torch.cuda.device_count() - 1
         raise InputError(f"--device {wanted}: there is no such GPU; give cuda:0 to cuda:{last}")
     return _gpu(number)
+
+
+def choose_several(wanted: str, only_cpu: str = "") -> list[Device]:
+    """As `choose`, also for several GPUs: ``cuda:0,cuda:1``. The first is the one that leads.
+
+    Raises:
+        InputError: as `choose`, or a device twice, or one that is no GPU among several.
+    """
+    names = wanted.split(",")
+    if len(names) > 1 and (len(set(names)) < len(names) or not all(_is_cuda_name(n) and ":" in n for n in names)):
+        raise InputError(f"--device {wanted}: several devices have to be different GPUs; write them as cuda:0,cuda:1")
+    # the last that is chosen is where this process works
+    return [choose(name, only_cpu) for name in reversed(names)][::-1]
 
 
 def memory_bound(device: Device, wanted_bytes: float | None, on_cpu_bytes: float) -> float:

@@ -82,6 +82,7 @@ class JointSettings:
         memory_bytes: bound for the arrays of one batch of tilts; on a GPU, for all that is there.
         seed: of the field and of the held-out blocks.
         device: ``"cpu"``, or a GPU as torch calls it (`inrtomo.gpu.fit`).
+        shared: other processes take part (`inrtomo.gpu.share.followers`).
     """
 
     field: str = "hash"
@@ -101,6 +102,7 @@ class JointSettings:
     memory_bytes: float = 1.0e9
     seed: int = 0
     device: str = "cpu"
+    shared: bool = False
 
     def finished(self, alignment: Alignment, thickness_px: float) -> JointSettings:
         """The same with a last scale of one raw px, at which only the density changes, unless that would cost much."""
@@ -294,6 +296,10 @@ class JointFit:
 
     def run(self, on_step: Callable[[JointFit], None] | None = None) -> JointResult:
         """Fit through all scales, from wherever the state is; ``on_step`` sees it after every step."""
+        if self.settings.shared:
+            from inrtomo.gpu.share import announce
+
+            announce(self)
         rho = np.zeros((1, 1, 1), np.float32)
         for index in range(self.done_scales, len(self.settings.schedule)):
             scale = self.settings.schedule[index]

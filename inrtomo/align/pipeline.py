@@ -146,7 +146,13 @@ def align_series(
         checkpoint = Checkpoint.resume(checkpoint_path, identity)
     else:
         checkpoint = Checkpoint(checkpoint_path, identity)
-    return _Run(series, settings, images, factor, checkpoint, progress or _silent, note, work).result()
+    run = _Run(series, settings, images, factor, checkpoint, progress or _silent, note, work)
+    if not settings.others:
+        return run.result()
+    from inrtomo.gpu.share import followers
+
+    with followers((settings.device, *settings.others)):
+        return run.result()
 
 
 def working_bin(size: tuple[int, int], working_size: int) -> int:
@@ -415,7 +421,7 @@ class _Run:
             quick = JointSettings(
                 levels=4, schedule=(Scale(bin_, SURVEY_STEPS, SURVEY_STEPS, None),), fit_motion=False, held_out=0.0,
                 warp="none" if start.warp is None else "bicubic", seed=s.seed, memory_bytes=s.memory_bytes,
-                device=s.device,
+                device=s.device, shared=bool(s.others),
             )  # fmt: skip
             fit = self.new_fit(start, thick, quick)
             found = fit.run(self.watch("survey"))
@@ -441,7 +447,13 @@ class _Run:
     def joint_settings(self) -> JointSettings:
         s = self.settings
         return JointSettings(
-            field=s.field, warp=s.warp, loss=s.loss, seed=s.seed, memory_bytes=s.memory_bytes, device=s.device
+            field=s.field,
+            warp=s.warp,
+            loss=s.loss,
+            seed=s.seed,
+            memory_bytes=s.memory_bytes,
+            device=s.device,
+            shared=bool(s.others),
         )
 
     def joint(self, start: Alignment, slab_px: float) -> JointResult:

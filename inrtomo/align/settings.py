@@ -27,6 +27,7 @@ class AlignSettings:
         seed: of everything random.
         device: of everything that takes time, ``"cpu"`` or a GPU as torch calls it; a run may go on from its checkpoint
             on another one.
+        others: more GPUs that take part in the fits.
     """
 
     axis_deg: float | None = None
@@ -43,8 +44,9 @@ class AlignSettings:
     memory_bytes: float = 1.0e9
     seed: int = 0
     device: str = "cpu"
+    others: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the start as an alignment dictionary."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "device"}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("device", "others")}
         return values | {"start": None if self.start is None else alignment_to_dict(self.start)}

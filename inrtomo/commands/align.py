@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from inrtomo import __version__
 from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
-from inrtomo.commands._common import DEVICE, TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
-from inrtomo.device import choose, memory_bound, peak_device_bytes
+from inrtomo.commands._common import TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
+from inrtomo.device import choose_several, memory_bound, peak_device_bytes
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_alignment
 from inrtomo.io.alignment_json import alignment_to_dict
@@ -89,7 +89,12 @@ OTHER_WAY_DEG = 135.0  # between two tilt axes: one of them points the wrong way
     help=f"For one batch of tilts; on a GPU for all it holds.  [default: {_D.memory_bytes / 1e9:g}; most of a GPU's]",
 )
 @click.option("--seed", type=int, default=_D.seed, help="Of everything random.")
-@DEVICE
+@click.option(
+    "--device",
+    default="cpu",
+    metavar="auto|cpu|cuda[:N]",
+    help="What computes; auto takes a GPU if there is one; cuda:0,cuda:1 share the fits.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def main(
@@ -134,7 +139,9 @@ def main(
         click.echo(f"{outputs.json}: complete already; nothing to do")
         return
     outputs.check(resume, overwrite)
-    computing = choose(device, "--field mlp" if field == "mlp" else "--warp network" if warp == "network" else "")
+    computing, *others = choose_several(
+        device, "--field mlp" if field == "mlp" else "--warp network" if warp == "network" else ""
+    )
     notes: list[str] = []
     settings = AlignSettings(
         axis_deg=axis,
@@ -151,11 +158,12 @@ def main(
         memory_bytes=memory_bound(computing, None if memory is None else memory * 1e9, _D.memory_bytes),
         seed=seed,
         device=computing.name,
+        others=tuple(other.name for other in others),
     )
     echo_defaults(
         [
             *_rows(series, settings, axis_source, defocus, start, thickness),
-            ("device", computing.sentence, ""),
+            ("device", "; ".join(each.sentence for each in (computing, *others)), ""),
             *(("note", n, "") for n in notes),
         ]
     )

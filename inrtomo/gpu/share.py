@@ -1,16 +1,33 @@
 """One fit over several processes, each with a GPU of its own: rays are split by tilt, gradients are summed.
 
 Every process holds the whole field, evaluates it and steps it; what it projects, compares and back-projects are its
-own tilts. Sums go through `torch.distributed`, so after every step all processes hold the same parameters. Start the
-processes with ``torchrun``, join them with ``torch.distributed.init_process_group`` and run the same fit in each.
+own tilts. Sums go through `torch.distributed`, so after every step all processes hold the same parameters.
+
+`followers` starts the processes: the one that calls it leads, hands every fit that it runs to the others (`announce`),
+and alone sees what comes out. Programs may start them otherwise (``torchrun``) and run the same fit in each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from inrtomo.errors import InputError
+
+if TYPE_CHECKING:
+    from inrtomo.align.joint import JointFit
+
+SECONDS_TO_END = 20
 
 
 @dataclass(frozen=True)
@@ -51,3 +68,93 @@ class Share:
             values[: self.first] = 0
             values[self.stop :] = 0
             dist.all_reduce(values)
+
+
+@contextmanager
+def followers(devices: Sequence[str]) -> Iterator[None]:
+    """A process on every device but the first, which runs what this one announces, as long as the context lasts.
+
+    Args:
+        devices: all of them, as torch calls them.
+
+    Raises:
+        InputError: this torch cannot join processes, or one of them ended.
+    """
+    backend = "gloo" if "cpu" in devices else "nccl"
+    if not dist.is_available() or not dist.is_backend_available(backend):
+        raise InputError(f"--device {','.join(devices)}: this torch has no torch.distributed with {backend}; give one")
+    with tempfile.TemporaryDirectory() as folder:
+        store, context, processes = Path(folder) / "store", mp.get_context("spawn"), []
+        for rank in range(1, len(devices)):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_follow, args=(theirs, store, rank, list(devices)), daemon=True)
+            process.start()
+            theirs.close()  # so that it sees when this process is gone
+            processes.append(process)
+            _following.append(ours)
+        try:
+            _join(store, 0, devices)
+            yield
+            _send(None)
+            for process in processes:
+                process.join(SECONDS_TO_END)
+        except (RuntimeError, BrokenPipeError) as error:
+            wait([process.sentinel for process in processes], SECONDS_TO_END)
+            for process, device in zip(processes, devices[1:], strict=True):
+                if process.exitcode:
+                    raise InputError(f"--device {','.join(devices)}: the process on {device} ended") from error
+            raise
+        finally:
+            # after an error or Ctrl-C they wait for sums that never come
+            for process in processes:
+                process.kill()
+            _following.clear()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+_following: list[Connection] = []
+"""Where the followers of this process listen."""
+
+
+def announce(fit: JointFit) -> None:
+    """Have the followers run a fit from where it is now, step by step with this process."""
+    settings = replace(fit.settings, shared=False)
+    _send((type(fit), fit.images, fit.weight, fit.motion.start, 2 * fit.half_z, settings, fit.state_dict()))
+
+
+def _send(job: Any) -> None:
+    for follower in _following:
+        follower.send(job)
+
+
+def _join(store: Path, rank: int, devices: Sequence[str]) -> None:
+    own = torch.device(devices[rank])
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    backend = "gloo" if "cpu" in devices else "nccl"
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=len(devices))
+
+
+def _follow(listening: Connection, store: Path, rank: int, devices: Sequence[str]) -> None:
+    """What a follower does: every fit that is announced, until there is nothing more or nobody to announce."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the leader saves its state first, then ends the others
+    _join(store, rank, devices)
+    while (job := _received(listening)) is not None:
+        kind, images, weight, start, thickness_px, settings, state = job
+        fit = kind(images, weight, start, thickness_px, replace(settings, device=devices[rank]))
+        fit.load_state_dict(state)
+        try:
+            fit.run()
+        except InputError:
+            break  # the leader says so
+    dist.destroy_process_group()
+
+
+def _received(listening: Connection) -> Any:
+    """The next fit; None where there is none, or where the leader is gone."""
+    try:
+        return listening.recv()
+    except EOFError:
+        return None
