@@ -103,6 +103,7 @@ def test_recon_field(smallest_series: Path, tmp_path: Path) -> None:
         ("export", "{}/ts.mrc {}/ts_truth.json -o {out}/ali.mrc --mask {out}/mask.mrc", ["inrtomo.export"]),
         ("recon", "{}/ts.mrc {}/ts_truth.json -o {out}/rec.mrc --halves", ["inrtomo.commands._recon_run"]),
         ("fsc", "{}/ts_odd.mrc {}/ts_even.mrc -o {out}/fsc", ["inrtomo.metrics.fsc", "inrtomo.report.fsc"]),
+        ("infer", "{}/ts.mrc {}/ts_truth.json -o {out}/t.mrc --halves --thickness 15", ["inrtomo.commands._infer_run"]),
         ("convert", "{}/ts_truth.json {out}/relion --to relion5 --stack {}/ts.mrc", []),
     ],
 )
