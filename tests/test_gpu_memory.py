@@ -24,6 +24,7 @@ from inrtomo.errors import InputError
 from inrtomo.gpu import fit as gpu_fit
 from inrtomo.gpu.early import DeviceWork
 from inrtomo.gpu.fit import DeviceStage
+from inrtomo.reconstruct import prepared
 
 if find_spec("triton") is not None:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when kernels are first imported
@@ -161,3 +162,18 @@ def test_the_bound_is_what_was_asked_for_or_most_of_what_is_free(monkeypatch):
     assert set_to == [(pytest.approx(f), "cuda:1") for f in (0.4, 0.72, 0.72)]
     assert (device.memory_bound(cpu, None, 1e9), device.memory_bound(cpu, 3e9, 1e9)) == (1e9, 3e9)
     assert len(set_to) == 3
+
+
+@pytest.mark.parametrize(("where", "wanted"), [("cpu", 1e9), ("cuda:0", 4e9)])
+def test_polishing_before_a_reconstruction_has_the_whole_gpu(where, wanted, monkeypatch):
+    asked = []
+
+    def stop(images, weight, start, thickness_px, settings):
+        asked.append((settings.memory_bytes, settings.device))
+        raise InputError("enough")
+
+    monkeypatch.setattr(prepared, "JointFit", stop)
+    start = Alignment.identity(TILTS, (SIZE, SIZE), 0.0, 10.0)
+    with pytest.raises(InputError, match="enough"):
+        prepared.refined(SimpleNamespace(alignment=start, images=0, weight=0), 10.0, 4e9, 0, lambda *step: None, where)
+    assert asked == [(wanted, where)]

@@ -303,7 +303,7 @@ class DeviceStage(OnDevice):
         if needed > bound:
             raise InputError(
                 f"--memory {bound / 1e9:.3g}: too little for images binned by {self.data.bin}, which need "
-                f"{needed / 1e9 + 0.05:.1f} GB on the GPU; give that, or a smaller --working-size"
+                f"{needed / 1e9 + 0.05:.1f} GB on the GPU; give that, or bin more (--working-size in inr-align)"
             )
         batch = int((bound - held - block_sums) // per_tilt)
         return [slice(first, min(first + batch, n)) for first in range(0, n, batch)]

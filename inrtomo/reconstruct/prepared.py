@@ -104,7 +104,9 @@ def refined(
     alignment = tilts.alignment
     factor = max(1, -(-max(alignment.image_size) // REFINED_SIZE))
     schedule = tuple(Scale(s.bin * factor, s.steps, s.motion_from, s.warp_from) for s in DEFAULT_SCHEDULE)
-    settings = JointSettings(schedule=schedule, memory_bytes=memory_bytes / 4, seed=seed, device=device)
+    # on the CPU the bound is for a batch of tilts, beside which there is the rest of the fit
+    bound = memory_bytes / 4 if device == "cpu" else memory_bytes
+    settings = JointSettings(schedule=schedule, memory_bytes=bound, seed=seed, device=device)
     # the slope along y stays in the fit's frame
     slab = thickness_px + abs(np.tan(np.deg2rad(alignment.x_tilt_deg[0]))) * alignment.image_size[1]
 
