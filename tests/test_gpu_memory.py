@@ -9,6 +9,7 @@ import os
 import weakref
 from importlib.util import find_spec
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +175,7 @@ def test_polishing_before_a_reconstruction_has_the_whole_gpu(where, wanted, monk
 
     monkeypatch.setattr(prepared, "JointFit", stop)
     start = Alignment.identity(TILTS, (SIZE, SIZE), 0.0, 10.0)
+    tilts: Any = SimpleNamespace(alignment=start, images=0, weight=0)
     with pytest.raises(InputError, match="enough"):
-        prepared.refined(SimpleNamespace(alignment=start, images=0, weight=0), 10.0, 4e9, 0, lambda *step: None, where)
+        prepared.refined(tilts, 10.0, 4e9, 0, lambda *step: None, where)
     assert asked == [(wanted, where)]
