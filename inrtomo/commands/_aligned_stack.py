@@ -76,20 +76,6 @@ def read_aligned_stack(
     return AlignedStack(series, alignment, pixel, sources)
 
 
-def _open(stack: Path, alignment_path: Path, pixel_size_A: float | None, aligned_already: bool) -> TiltSeries:
-    """The series with its own recorded angles; with those of the alignment where the stack has none."""
-    if aligned_already:
-        return open_tilt_series(stack, alignment_path, pixel_size_A)
-    try:
-        return open_tilt_series(stack, None, pixel_size_A)
-    except InputError:
-        folder = alignment_path if alignment_path.is_dir() else alignment_path.parent
-        name = f"{stack.stem}.tlt" if alignment_path.is_dir() else f"{alignment_path.stem}.tlt"
-        if not (folder / name).is_file():
-            raise
-        return open_tilt_series(stack, folder / name, pixel_size_A)
-
-
 def check_outputs(paths: list[Path], overwrite: bool, *inputs: Path) -> None:
     """Refuse (InputError) outputs that exist, or that are the same file as another of them or as an input."""
     taken = {path.resolve() for path in inputs}
