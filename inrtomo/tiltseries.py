@@ -34,6 +34,10 @@ NO_PIXEL_SIZE_A = 1.0
 """What many programs write when they were not told a pixel size."""
 
 
+class NoAnglesError(InputError):
+    """A stack whose tilt angles are nowhere to be found."""
+
+
 @dataclass
 class TiltSeries:
     """A tilt series as recorded. Images are read from their files on request; nothing is kept.
@@ -249,7 +253,7 @@ def _set_tilts(series: TiltSeries, tilt_angles: str | Path | None, record: Mdoc 
     elif series.stack.tilt_deg is not None:
         series.tilt_deg, source = series.stack.tilt_deg, "extended header"
     else:
-        raise InputError(
+        raise NoAnglesError(
             f"{series.path}: no tilt angles found (no {series.name}.rawtlt, .tlt or .mdoc, none in the header); give "
             "them with --tilt-angles"
         )

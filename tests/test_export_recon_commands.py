@@ -10,6 +10,7 @@ import mrcfile
 import numpy as np
 import pytest
 
+from inrtomo.io.alignment_files import read_alignment, write_alignment
 from inrtomo.io.imod import read_angles
 from inrtomo.metrics.volume import cc
 from tests.running import Inr, assert_refused
@@ -47,6 +48,21 @@ def test_tomogram_from_raw_images_in_both_orientations(inr: Inr, series: Path) -
         assert file.voxel_size.x == file.voxel_size.z == pytest.approx(10)
         assert file.header.ispg == 1
         assert file.header.dmax == pytest.approx(imod.max())
+
+
+def test_a_stack_without_angles_takes_those_of_its_alignment(inr: Inr, series: Path) -> None:
+    stack, aligned = series / "ts.mrc", series / "aligned"
+    write_alignment(aligned, "ts", read_alignment(series / "ts_truth.json"))
+    assert inr("recon", stack, aligned, "-o", series / "own.mrc", "--thickness", 40).exit_code == 0
+    alone = series / "alone" / "other.mrc"
+    alone.parent.mkdir()
+    shutil.copy(stack, alone)
+    for k, path in enumerate((aligned, aligned / "ts.xf")):
+        out = series / f"{k}.mrc"
+        assert inr("recon", alone, path, "-o", out, "--thickness", 40).exit_code == 0
+        np.testing.assert_array_equal(read(out), read(series / "own.mrc"))
+    (aligned / "ts.tlt").unlink()
+    assert_refused(inr("recon", alone, aligned, "-o", series / "no.mrc"), "other.mrc", "other.rawtlt")
 
 
 def test_contrast_is_turned_only_when_asked(inr: Inr, series: Path) -> None:

@@ -14,7 +14,7 @@ from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.files import check_output
 from inrtomo.io.imod import read_x_tilt
-from inrtomo.tiltseries import TiltSeries, open_tilt_series
+from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
 
 ANGLES_ONLY = (".tlt", ".rawtlt")
 
@@ -43,7 +43,7 @@ def read_aligned_stack(
     aligned_already = alignment_path.suffix in ANGLES_ONLY
     if aligned_already and not alignment_path.is_file():
         raise InputError(f"{alignment_path}: no such file; check the name")
-    series = open_tilt_series(stack, tilt_angles=alignment_path if aligned_already else None, pixel_size_A=pixel_size_A)
+    series = _open(stack, alignment_path, pixel_size_A, aligned_already)
     notes: list[str] = []
     if aligned_already:
         alignment = Alignment.identity(series.tilt_deg, series.size)
@@ -74,6 +74,24 @@ def read_aligned_stack(
         sources.append(("left out", ", ".join(map(str, sorted(excluded))), reasons))
     sources += [("note", note, "") for note in notes]
     return AlignedStack(series, alignment, pixel, sources)
+
+
+def _open(stack: Path, alignment_path: Path, pixel_size_A: float | None, aligned_already: bool) -> TiltSeries:
+    """The series with its own recorded angles; where none are found, with those of the alignment."""
+    if aligned_already:
+        return open_tilt_series(stack, alignment_path, pixel_size_A)
+    try:
+        return open_tilt_series(stack, None, pixel_size_A)
+    except NoAnglesError:
+        base = alignment_path.with_name(alignment_path.stem.removesuffix("_align") + ".tlt")
+        own = alignment_path / f"{stack.stem}.tlt"
+        files = sorted(alignment_path.glob("*.tlt")) if alignment_path.is_dir() and not own.is_file() else [own, base]
+        found = [path for path in files if path.is_file()]
+        if len(found) != 1:
+            raise InputError(
+                f"{stack}: has no tilt angles, and no .tlt is with {alignment_path}; put {stack.stem}.rawtlt beside it"
+            ) from None
+        return open_tilt_series(stack, found[0], pixel_size_A)
 
 
 def check_outputs(paths: list[Path], overwrite: bool, *inputs: Path) -> None:

@@ -14,7 +14,7 @@ from inrtomo.io.alignment_files import read_record
 from inrtomo.io.convert import FORMATS, format_of, write_record
 from inrtomo.io.mrc import read_header
 from inrtomo.io.series_record import SeriesRecord
-from inrtomo.tiltseries import TiltSeries, open_tilt_series
+from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
 
 
 @command("inr-convert", context_settings={"show_default": True})
@@ -66,9 +66,7 @@ def _read_stack(stack: Path | None, notes: list[str]) -> tuple[TiltSeries | None
         return None, None, None
     try:
         series = open_tilt_series(stack)
-    except InputError as problem:
-        if "no tilt angles found" not in str(problem):
-            raise
+    except NoAnglesError:
         header = read_header(stack)
         notes.append(f"{stack}: has no tilt angles of its own; the number of its images is taken on trust")
         return None, (header.shape[2], header.shape[1]), header.pixel_size_A
