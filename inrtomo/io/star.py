@@ -16,7 +16,11 @@ WORD = re.compile(r"""'[^']*'(?=\s|$)|"[^"]*"(?=\s|$)|\S+""")
 
 
 def read_star(path: str | Path) -> dict[str, Table]:
-    """Blocks by name (without ``data_``), loops and single values alike; a block without columns is left out."""
+    """Blocks by name (without ``data_``), loops and single values alike; a block without columns is left out.
+
+    Raises:
+        InputError: it is none, or a block is not one table.
+    """
     blocks: dict[str, Table] = {}
     table: Table = {}
     labels: list[str] = []
@@ -50,6 +54,9 @@ def read_star(path: str | Path) -> dict[str, Table]:
                 table[name].append(_bare(word))
         else:
             raise InputError(f"{path}: line {number} is not one of a STAR file; give another file")
+    for name, columns in blocks.items():
+        if len({len(values) for values in columns.values()}) > 1:
+            raise InputError(f"{path}: the columns of data_{name} are not of one length; copy it again")
     return {name: columns for name, columns in blocks.items() if columns}
 
 
