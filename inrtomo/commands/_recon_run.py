@@ -37,7 +37,7 @@ from inrtomo.reconstruct.tomogram import Tomogram, tomogram
 
 MAY_DIFFER = {"stack", "alignment", "output", "memory", "device", "resume", "overwrite"}
 """Options of a run that goes on which need not be those it began with; what the files hold does."""
-SWEEPS_SHARE = 0.7  # of the memory, for iterations: the tomogram waits beside them, and what is loaded
+SWEEPS_SHARE = 0.55  # of the memory, for iterations: images and tomogram are held beside them
 _FILTER, _FIELD, _SIRT, _SART = RadialFilter(), FieldSettings(), SirtSettings(), SartTvSettings()
 
 

@@ -212,7 +212,8 @@ def solved_in_slabs(
     def needed(n_rows: int) -> float:
         lattice = (n_rows + 2 * more) * (n_volumes * thin.lattice.shape[0] * thin.lattice.shape[1])
         ideal = (n_rows + 2 * more) * IDEAL_ARRAYS * len(images) * thin.n_u
-        return 4.0 * (lattice + ideal + PIXEL_ARRAYS * _window_pixels(images, alignment, n_rows + 2 * more))
+        level = nz * n_rows * nx  # cut out of the lattice while that is there
+        return 4.0 * (lattice + ideal + level + PIXEL_ARRAYS * _window_pixels(images, alignment, n_rows + 2 * more))
 
     n_slabs = next((n for n in range(1, ny + 1) if needed(-(-ny // n)) <= memory_bytes), None)
     if n_slabs is None:
