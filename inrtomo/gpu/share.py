@@ -99,8 +99,10 @@ def followers(devices: Sequence[str]) -> Iterator[None]:
             for process in processes:
                 process.join(SECONDS_TO_END)
         except (RuntimeError, BrokenPipeError) as error:
-            wait([process.sentinel for process in processes], SECONDS_TO_END)
+            ended = wait([process.sentinel for process in processes], SECONDS_TO_END)
             for process, device in zip(processes, devices[1:], strict=True):
+                if process.sentinel in ended:
+                    process.join(SECONDS_TO_END)  # its end is seen a moment before its exit status
                 if process.exitcode:
                     raise InputError(f"--device {','.join(devices)}: the process on {device} ended") from error
             raise

@@ -90,6 +90,8 @@ def read_mdoc(path: str | Path) -> Mdoc:
         sections = MdocFile.from_lines(kept).section_data
     except ValueError as error:
         raise InputError(f"{path}: {_first_complaint(error)}; correct it") from None
+    if not sections:
+        raise InputError(f"{path}: none of its sections says anything; copy it again")
     z = [section.ZValue for section in sections]
     if len(set(z)) != len(z):
         raise InputError(f"{path}: has the same ZValue twice; give an .mdoc of one series")
