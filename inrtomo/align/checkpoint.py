@@ -69,6 +69,13 @@ class Checkpoint:
             )
         return cls(path, identity, stages, arrays)
 
+    @classmethod
+    def begun(cls, path: Path | None, identity: dict[str, Any], resume: bool) -> Checkpoint:
+        """The state in ``path`` where a run is to go on and there is one (as `resume`), else an empty one."""
+        if resume and path is not None and path.exists():
+            return cls.resume(path, identity)
+        return cls(path, identity)
+
     def save(self) -> None:
         """Write the state; replaces the file by rename."""
         begun = self._saved_at = time.monotonic()
@@ -96,6 +103,12 @@ class Checkpoint:
         self.arrays = {name: v for name, v in self.arrays.items() if not name.startswith(f"{prefix}.")}
         for name, value in (values or {}).items():
             self.arrays[f"{prefix}.{name}"] = value
+
+
+def check_unfinished(path: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse (InputError) to leave the state of an unfinished run behind, unless told what to do with it."""
+    if path.exists() and not (resume or overwrite):
+        raise InputError(f"{path}: an unfinished run; --resume goes on with it, --overwrite starts anew")
 
 
 class Fingerprint:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.align.motion import BlockSums, Motion, aligned_half_size
-from inrtomo.align.prepare import FEW_COUNTS
+from inrtomo.align.prepare import robust_sd
 from inrtomo.alignment import Alignment
 from inrtomo.fields import Adam, DensityField, make_field
 from inrtomo.geometry import centred_coordinates
@@ -168,7 +168,7 @@ def noise_sd(images: F32) -> Array:
     d = (images[:, 1:, 1:] - images[:, :-1, 1:] - images[:, 1:, :-1] + images[:, :-1, :-1]) / 2
     robust = np.median(np.abs(d), axis=(1, 2)).astype(np.float64) / 0.6745
     whole = np.sqrt((d**2).mean(axis=(1, 2), dtype=np.float64))
-    return np.where(robust > FEW_COUNTS * whole, robust, whole)
+    return robust_sd(robust, whole)
 
 
 def blocks_to_hold_out(shape: tuple[int, ...], fraction: float, seed: int) -> NDArray[np.bool_]:

@@ -142,10 +142,7 @@ def align_series(
     identity = settings.as_dict() | {"input": hashed}
     del identity["memory_bytes"]  # of the device; results do not depend on it
     identity["excluded tilts"] = sorted(series.excluded)
-    if resume and checkpoint_path is not None and checkpoint_path.exists():
-        checkpoint = Checkpoint.resume(checkpoint_path, identity)
-    else:
-        checkpoint = Checkpoint(checkpoint_path, identity)
+    checkpoint = Checkpoint.begun(checkpoint_path, identity, resume)
     run = _Run(series, settings, images, factor, checkpoint, progress or _silent, note, work)
     if not settings.others:
         return run.result()

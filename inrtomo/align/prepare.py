@@ -298,7 +298,12 @@ def noise_sd(image: F32) -> float:
     a = image[:-1, :-1] - image[1:, :-1] - image[:-1, 1:] + image[1:, 1:]
     robust = MAD_TO_SD * float(np.median(np.abs(a[::2, ::2])))
     whole = float(np.sqrt(np.mean(a**2, dtype=np.float64)))
-    return (robust if robust > FEW_COUNTS * whole else whole) / 2.0
+    return float(robust_sd(robust, whole)) / 2.0
+
+
+def robust_sd(robust: float | Array, whole: float | Array) -> Array:
+    """A robust sd of differences, or their root mean square where few counts leave most of them zero."""
+    return np.where(np.greater(robust, FEW_COUNTS * np.asarray(whole)), robust, whole)
 
 
 def _texture(image: F32) -> float:

@@ -12,7 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from inrtomo.align.checkpoint import Checkpoint, Fingerprint, Interrupts
+from inrtomo.align.checkpoint import Checkpoint, Fingerprint, Interrupts, check_unfinished
 from inrtomo.align.prepare import PrepareSettings
 from inrtomo.alignment import Alignment
 from inrtomo.commands._common import Progress
@@ -50,8 +50,7 @@ class Run(TomogramRun[Options]):
         o = options
         self.radial = _filter(o.filter_name, o.radial, o.iterations)
         self.priors = _priors(o.prior, o.field_kind)
-        if o.checkpoint.exists() and not (o.resume or o.overwrite):
-            raise InputError(f"{o.checkpoint}: an unfinished run; --resume goes on with it, --overwrite starts anew")
+        check_unfinished(o.checkpoint, o.resume, o.overwrite)
         super().__init__(o, choose(o.device, _only_cpu(o, self.priors)))
         self.polarity = 0  # iterative methods find it in what they prepare; halves are to agree on it
         if (o.contrast == "positive" and o.method == "fbp") or (o.with_halves and o.method != "fbp"):
@@ -62,7 +61,7 @@ class Run(TomogramRun[Options]):
 
     def new_files(self) -> list[Path]:
         o = self.o
-        return [o.output] if o.resume and o.checkpoint.exists() else o.outputs
+        return [o.output] if o.goes_on else o.outputs
 
     def checkpoint(self) -> Checkpoint:
         """The state of this run before it was interrupted, or an empty one.
@@ -77,7 +76,7 @@ class Run(TomogramRun[Options]):
             seen.add(given.series.image(tilt))
         identity["input"] = seen.text
         identity["alignment"] = json.dumps(alignment_to_dict(given.alignment))
-        if not (o.resume and o.checkpoint.exists()):
+        if not o.goes_on:
             o.checkpoint.unlink(missing_ok=True)
             return Checkpoint(o.checkpoint, identity)
         kept = Checkpoint.resume(o.checkpoint, identity)
@@ -124,8 +123,8 @@ class Run(TomogramRun[Options]):
             click.echo(f"{self.path_of(source.name)}: made before")
             return
         super().make(source)
-        made[source.name] = self.record[source.name or "all"]
         if source.name:
+            made[source.name] = self.record[source.name]
             self.kept.save()
 
     def fill(self, source: Source, volume: Tomogram, progress: Progress, facts: dict[str, Any]) -> Alignment:

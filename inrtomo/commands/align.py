@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo import __version__
+from inrtomo.align.checkpoint import check_unfinished
 from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
 from inrtomo.commands._common import TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
@@ -310,8 +311,7 @@ class _Outputs:
         """Refuse to touch what is there, unless told to."""
         for path in self.expected:
             check_output(path, overwrite)
-        if self.checkpoint.exists() and not (resume or overwrite):
-            raise InputError(f"{self.checkpoint}: an unfinished run; --resume goes on with it, --overwrite starts anew")
+        check_unfinished(self.checkpoint, resume, overwrite)
         # find out now, not after an hour, that nothing can be written
         probe = tempfile.TemporaryFile(dir=self.folder)
         probe.close()

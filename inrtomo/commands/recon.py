@@ -134,6 +134,11 @@ class Options(TomogramOptions):
         """The state of an unfinished run."""
         return self.beside("_checkpoint.npz")
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether an unfinished run is there to be gone on with, and that is wanted."""
+        return self.resume and self.checkpoint.exists()
+
 
 def _check_combination(o: Options, typed: set[str]) -> None:
     """Refuse options that the method would ignore."""

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d, spline_filter1d
 
 from inrtomo.align.prepare import (
-    FEW_COUNTS,
     GOLD_GROWN_PX,
     GOLD_OF_TOP,
     GOLD_SD,
@@ -30,6 +29,7 @@ from inrtomo.align.prepare import (
     dead_borders,
     restoring_gain,
     restoring_pad,
+    robust_sd,
 )
 from inrtomo.align.sampling import LIMIT_SD, band_gain, band_pad
 
@@ -84,8 +84,7 @@ class DevicePixelWork(PixelWork):
         v = self.sent(image)
         a = v[:-1, :-1] - v[1:, :-1] - v[:-1, 1:] + v[1:, 1:]
         robust = MAD_TO_SD * float(quantile(a[::2, ::2].abs(), 0.5))
-        whole = float(a.square().mean().sqrt())
-        return (robust if robust > FEW_COUNTS * whole else whole) / 2.0
+        return float(robust_sd(robust, float(a.square().mean().sqrt()))) / 2.0
 
     def gold_mask(self, image: F32) -> NDArray[np.bool_]:
         band = self._between(self.sent(image), *GOLD_WIDTHS_PX)
