@@ -169,7 +169,7 @@ def imod(case: Case) -> list[Outcome]:
         ["xftoxg", "-nfit", "0", "b.prexf", "b.prexg"],
         ["newstack", "-input", case.stack, "-output", "b.preali", "-xform", "b.prexg", "-float", "2", "-mode", "2"],
         ["tiltxcorr", "-InputFile", "b.preali", "-OutputFile", "b_pt.fid", *known, *band, *patches],
-        ["imodchopconts", "-MinimumOverlap", "4", "-AssignSurfaces", "1", "b_pt.fid", "b.fid"],
+        ["imodchopconts", "-MinimumOverlap", "4", "-AssignSurfaces", "b_pt.fid", "b.fid"],
         ["tiltalign", *files, *known, *solve, *exclude],
         ["xfproduct", "b.prexg", "b.tltxf", "b.xf"],
     ]
