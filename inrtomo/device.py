@@ -91,9 +91,11 @@ def memory_bound(device: Device, wanted_bytes: float | None, on_cpu_bytes: float
 
 def peak_device_bytes(name: str) -> int:
     """The most memory that tensors took on a GPU so far; 0 on the CPU."""
+    if name == CPU:
+        return 0
     import torch
 
-    return int(torch.cuda.max_memory_allocated(name)) if name != CPU and torch.cuda.is_available() else 0
+    return int(torch.cuda.max_memory_allocated(name)) if torch.cuda.is_available() else 0
 
 
 def _is_cuda_name(wanted: str) -> bool:

@@ -45,7 +45,7 @@ def aligned_image(
     coefficients = spline_filter(image, order=3, output=np.float32, mode="mirror")
     values = np.zeros((len(y), len(x)), dtype=np.float32)
     valid = np.zeros(values.shape, dtype=np.bool_)
-    nodes, grid, bicubic = _padded_warp(alignment.warp, tilt)
+    nodes, grid, bicubic = padded_warp(alignment.warp, tilt)
     step = float(x[1] - x[0]) if len(x) > 1 else 1.0
     _read(
         coefficients, np.linalg.inv(alignment.linear[tilt]), np.asarray(alignment.shift_px[tilt], dtype=np.float64),
@@ -187,7 +187,7 @@ def _twice(values: Array, axis: int) -> Array:
     return np.moveaxis(out.reshape(-1, *values.shape[1:]), 0, axis)
 
 
-def _padded_warp(warp: LocalWarp | None, tilt: int) -> tuple[Array, Array, bool]:
+def padded_warp(warp: LocalWarp | None, tilt: int) -> tuple[Array, Array, bool]:
     """Nodes ``(ny + 6, nx + 6, 2)`` continued linearly, ``[[start, step, n] of x, of y]``, and whether bicubic.
 
     With the continuation, `LocalWarp`'s rule is plain Catmull-Rom on a position clamped one node outside.

@@ -100,7 +100,7 @@ def lattice_indices(
     """
     u = np.empty((len(linear), len(y), len(x)), dtype=np.float32)
     v = np.empty_like(u)
-    padded = _continued(_continued(nodes, 1), 2)
+    padded = continued_nodes(continued_nodes(nodes, 1), 2)
     first = np.array([nodes_x[0], nodes_y[0]])
     step = np.array([nodes_x[1] - nodes_x[0], nodes_y[1] - nodes_y[0]])
     n_steps = fixed_point_steps if nodes.any() else 0
@@ -112,7 +112,7 @@ def lattice_indices(
     return u, v
 
 
-def _continued(nodes: Array, axis: int) -> Array:
+def continued_nodes(nodes: Array, axis: int) -> Array:
     """Control points continued linearly by two nodes at both ends of an axis."""
     c = np.moveaxis(nodes, axis, 0)
     before = [3 * c[0] - 2 * c[1], 2 * c[0] - c[1]]

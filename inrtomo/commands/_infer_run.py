@@ -38,7 +38,7 @@ class Run(TomogramRun[Options]):
         self.weights = shipped_weights() if options.weights is None else options.weights
         self.model, self.card = load_weights(self.weights)
         super().__init__(options, choose(options.device), self.weights)
-        self.polarity = polarity_of(self.given)
+        self.polarity = polarity_of(self.given, self.device.name)
 
     def rows(self) -> list[tuple[str, object, str]]:
         turned = self.polarity < 0 and self.o.contrast == "positive"
@@ -63,7 +63,7 @@ class Run(TomogramRun[Options]):
         """By the network, slab by slab."""
         o, begun = self.o, time.monotonic()
         settings = PrepareSettings(polarity=self.polarity, restore=False, voltage_kV=o.voltage)
-        tilts = prepared_tilts(self.reader(source), o.binning, settings)
+        tilts = prepared_tilts(self.reader(source), o.binning, settings, device=self.device.name)
         for note in tilts.prepared.notes:
             click.echo(f"note  {note}")
         report = _part(progress, 0.0, 0.1)

@@ -54,7 +54,7 @@ class Run(TomogramRun[Options]):
         super().__init__(o, choose(o.device, _only_cpu(o, self.priors)))
         self.polarity = 0  # iterative methods find it in what they prepare; halves are to agree on it
         if (o.contrast == "positive" and o.method == "fbp") or (o.with_halves and o.method != "fbp"):
-            self.polarity = polarity_of(self.given)
+            self.polarity = polarity_of(self.given, self.device.name)
         self.sign = -1 if o.contrast == "positive" and self.polarity < 0 else 1
         self.interrupts = Interrupts()
         self.kept = Checkpoint(None, {}) if o.method != "field" else self.checkpoint()
@@ -167,7 +167,7 @@ class Run(TomogramRun[Options]):
         settings = PrepareSettings(
             polarity=self.polarity, restore=None if field and self.defoci is None else False, voltage_kV=o.voltage
         )
-        tilts = prepared_tilts(self.reader(source), o.binning, settings, o.mask_gold)
+        tilts = prepared_tilts(self.reader(source), o.binning, settings, o.mask_gold, self.device.name)
         facts["prepared"] = tilts.prepared.notes
         for note in tilts.prepared.notes:
             click.echo(f"note  {note}")
@@ -218,7 +218,7 @@ class Run(TomogramRun[Options]):
             progress(first + (1 - first) * fraction, scale=f"bin {bin_ * o.binning}", loss=loss, held_out=held)
             live(fit)
 
-        check = other_images(source, tilts, prepare_settings)
+        check = other_images(source, tilts, prepare_settings, self.device.name)
         recording = self.recording(tilts, check)
         data = tilts.images, tilts.weight, tilts.alignment, height
         with self.interrupts.held_back() as interrupts:

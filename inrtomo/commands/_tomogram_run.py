@@ -26,6 +26,7 @@ from inrtomo.errors import InputError
 from inrtomo.io.ctf import read_ctf
 from inrtomo.io.files import write_text
 from inrtomo.reconstruct.halves import Source, halves
+from inrtomo.reconstruct.prepared import pixel_work_on
 from inrtomo.reconstruct.tomogram import Tomogram, tomogram
 from inrtomo.reconstruct.wedge import energy_in_wedge, measured_only
 from inrtomo.report.figures import slices
@@ -200,8 +201,9 @@ def _thickness_nm(o: TomogramOptions, given: AlignedStack) -> float:
     return found[0]
 
 
-def polarity_of(given: AlignedStack) -> int:
+def polarity_of(given: AlignedStack, device: str) -> int:
     """1 if protein is bright in the images, -1 if dark."""
     images = given.series.read(bin=max(1, min(given.series.size) // POLARITY_SIZE))
     settings = PrepareSettings(restore=False, mask_gold=False)
-    return prepare(images, given.alignment.tilt_deg, None, settings, dict(given.alignment.excluded)).polarity
+    excluded, work = dict(given.alignment.excluded), pixel_work_on(device)
+    return prepare(images, given.alignment.tilt_deg, None, settings, excluded, work=work).polarity

@@ -16,10 +16,14 @@ from inrtomo.align.motion import (
     MOMENTUM,
     WARP_SD_RANGE_PX,
     Motion,
+    continued_nodes,
 )
 
 Tensor = torch.Tensor
 Array = NDArray[np.float64]
+F32 = NDArray[np.float32]
+
+PIXELS_AT_ONCE = 2**21
 
 
 def inverse(matrices: Tensor) -> Tensor:
@@ -32,6 +36,42 @@ def inverse(matrices: Tensor) -> Tensor:
         a[:, k], a[:, :, k] = row, -column * pivot[:, None]
         a[:, k, k] = pivot
     return a
+
+
+def displacement(
+    nodes: Tensor, first: tuple[float, float], spacing: tuple[float, float], cubic: bool, u: Tensor, v: Tensor
+) -> Tensor:
+    """Warp vectors ``(n, rows, cols, 2)`` at aligned positions, of the same shape without the last axis.
+
+    Args:
+        nodes: ``(n, ny + 4, nx + 4, 2)``, continued by two on every side.
+        first, spacing: of the nodes before that, (x, y).
+    """
+    n, height, width, _ = nodes.shape
+    ix, wx = _taps(u, first[0], spacing[0], width - 4, cubic)
+    iy, wy = _taps(v, first[1], spacing[1], height - 4, cubic)
+    tilt = torch.arange(n, device=nodes.device)[:, None, None] * (height * width)
+    flat = nodes.reshape(-1, 2)
+    total = torch.zeros((*u.shape, 2), device=nodes.device)
+    for a in range(4):
+        for b in range(4):
+            total += (wy[a] * wx[b])[..., None] * flat[tilt + (iy + 1 + a) * width + ix + 1 + b]
+    return total
+
+
+def _taps(at: Tensor, first: float, spacing: float, count: int, cubic: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Cell along an axis of ``count`` nodes and the weights of its four neighbours."""
+    margin = 1.0 if cubic else 0.0
+    t = ((at - first) / spacing).clamp(-margin, count - 1 + margin)
+    cell = t.floor().long().clamp(-1, count - 1)
+    f = t - cell
+    if not cubic:
+        zero = torch.zeros_like(f)
+        return cell, (zero, 1 - f, f, zero)
+    f2, f3 = f * f, f * f * f
+    return cell, (
+        0.5 * (-f + 2 * f2 - f3), 0.5 * (2 - 5 * f2 + 3 * f3), 0.5 * (f + 4 * f2 - 3 * f3), 0.5 * (f3 - f2)
+    )  # fmt: skip
 
 
 class DeviceMotion:
@@ -94,32 +134,11 @@ class DeviceMotion:
         return u / spacing + (n_u - 1) / 2, v / spacing + (n_v - 1) / 2
 
     def _displacement(self, nodes: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Warp vectors ``(n, rows, cols, 2)`` at aligned positions, from nodes continued by two on every side."""
-        ix, wx = self._taps(u, 0)
-        iy, wy = self._taps(v, 1)
-        n, height, width, _ = nodes.shape
-        tilt = torch.arange(n, device=self.device)[:, None, None] * (height * width)
-        flat = nodes.reshape(-1, 2)
-        total = torch.zeros((*u.shape, 2), device=self.device)
-        for a in range(4):
-            for b in range(4):
-                total += (wy[a] * wx[b])[..., None] * flat[tilt + (iy + 1 + a) * width + ix + 1 + b]
-        return total
+        return displacement(nodes, self.first, self.spacing, self.motion.interpolation == "bicubic", u, v)
 
     def _taps(self, at: Tensor, axis: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Cell along an axis and the weights of its four neighbours."""
         k, cubic = self.motion.control_points, self.motion.interpolation == "bicubic"
-        margin = 1.0 if cubic else 0.0
-        t = ((at - self.first[axis]) / self.spacing[axis]).clamp(-margin, k - 1 + margin)
-        cell = t.floor().long().clamp(-1, k - 1)
-        f = t - cell
-        if not cubic:
-            zero = torch.zeros_like(f)
-            return cell, (zero, 1 - f, f, zero)
-        f2, f3 = f * f, f * f * f
-        return cell, (
-            0.5 * (-f + 2 * f2 - f3), 0.5 * (2 - 5 * f2 + 3 * f3), 0.5 * (f + 4 * f2 - 3 * f3), 0.5 * (f3 - f2)
-        )  # fmt: skip
+        return _taps(at, self.first[axis], self.spacing[axis], k, cubic)
 
     def block_sums(self, residual: Tensor, slope_u: Tensor, slope_v: Tensor) -> Tensor:
         """``(n, blocks, 5)``: see `inrtomo.align.motion.BlockSums`."""
@@ -205,3 +224,28 @@ def _continuation(k: int) -> Array:
         whole[row, end] += 1 + steps
         whole[row, inner] -= steps
     return whole
+
+
+def lattice_indices(
+    linear: Array, shift: Array, nodes_x: Array, nodes_y: Array, nodes: Array, interpolation: str, x: Array, y: Array,
+    fixed_point_steps: int, device: str,
+) -> tuple[F32, F32]:  # fmt: skip
+    """As `inrtomo.align.motion.lattice_indices` with a lattice of one raw px a step and its middle at index 0."""
+    u = np.empty((len(linear), len(y), len(x)), dtype=np.float32)
+    v = np.empty_like(u)
+    continued = continued_nodes(continued_nodes(nodes, 1), 2)
+    first, spacing = (nodes_x[0], nodes_y[0]), (nodes_x[1] - nodes_x[0], nodes_y[1] - nodes_y[0])
+    at_x = torch.tensor(x, dtype=torch.float64, device=device)
+    rows = max(1, PIXELS_AT_ONCE // len(x))
+    for m, ((xx, xy), (yx, yy)) in enumerate(linear.tolist()):
+        warp = torch.tensor(continued[m : m + 1], dtype=torch.float32, device=device)
+        for top in range(0, len(y), rows):
+            at_y = torch.tensor(y[top : top + rows, None], dtype=torch.float64, device=device)
+            start_u = (xx * at_x + xy * at_y + float(shift[m, 0]))[None]
+            start_v = (yx * at_x + yy * at_y + float(shift[m, 1]))[None]
+            seen_u, seen_v = start_u, start_v
+            for _ in range(fixed_point_steps if nodes[m].any() else 0):
+                moved = displacement(warp, first, spacing, interpolation == "bicubic", seen_u, seen_v)
+                seen_u, seen_v = start_u - moved[..., 0], start_v - moved[..., 1]
+            u[m, top : top + rows], v[m, top : top + rows] = seen_u[0].cpu().numpy(), seen_v[0].cpu().numpy()
+    return u, v

@@ -112,7 +112,9 @@ class DevicePixelWork(PixelWork):
             self._matrix(("crop", n, factor), lambda n=n: cropping_matrix(n, factor))  # type: ignore[misc]
             for n in image.shape
         )
-        return self.fetched(rows @ self.sent(image) @ columns.T)
+        values = self.sent(image)
+        mean = values.mean(dtype=torch.float64).float()  # often far from zero, which would cost digits
+        return self.fetched(rows @ (values - mean) @ columns.T + mean)
 
     def restore(self, image: F32, pixel_size_A: float, defocus_A: float, settings: PrepareSettings) -> F32:
         pad = restoring_pad(image.shape)
@@ -149,7 +151,7 @@ class DevicePixelWork(PixelWork):
 
     def sent(self, values: NDArray[Any]) -> Tensor:
         """On the device, float32."""
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
+        return torch.tensor(np.ascontiguousarray(values, dtype=np.float32), device=self.device)
 
     def fetched(self, values: Tensor) -> F32:
         """Back from the device."""
@@ -172,12 +174,14 @@ class DevicePixelWork(PixelWork):
     def _between(self, image: Tensor, narrow_px: float, wide_px: float) -> Tensor:
         return self._blurred(image, narrow_px) - self._blurred(image, wide_px)
 
+    def splined(self, values: Tensor) -> Tensor:
+        """Spline coefficients along the first axis of ``(n, m)``."""
+        n = len(values)
+        matrix = self._matrix(("spline", n), lambda: spline_filter1d(np.eye(n), 3, axis=0, mode="mirror"))
+        return matrix @ values
+
     def _spline_coefficients(self, image: Tensor) -> Tensor:
-        rows, columns = (
-            self._matrix(("spline", n), lambda n=n: spline_filter1d(np.eye(n), 3, axis=0, mode="mirror"))  # type: ignore[misc]
-            for n in image.shape
-        )
-        return rows @ image @ columns.T
+        return self.splined(self.splined(image).T).T
 
 
 def cropping_matrix(n: int, factor: int) -> Array:

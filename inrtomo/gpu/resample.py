@@ -1,4 +1,4 @@
-"""Aligned stacks in torch: the sections of `inrtomo.export` on a device.
+"""Aligned images in torch: the sections of `inrtomo.export` and the lines of `inrtomo.reconstruct.fbp` on a device.
 
 The steps and borders are those of `inrtomo.resample`; a few million pixels are read at a time, so that their positions
 take less memory than the image.
@@ -17,12 +17,63 @@ from inrtomo.dose import critical_exposure
 from inrtomo.export import AlignedImage, Sections
 from inrtomo.gpu.pixels import DevicePixelWork
 from inrtomo.gpu.sampling import read_spline
-from inrtomo.resample import EDGE_TOLERANCE_PX, FILL_BLOCK, FILL_CONFIDENCE_PIXELS, edge_window
+from inrtomo.reconstruct.fbp import OVERSAMPLING, LineFilter
+from inrtomo.resample import EDGE_TOLERANCE_PX, FILL_BLOCK, FILL_CONFIDENCE_PIXELS, Frame, edge_window, padded_warp
 
+F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
 Tensor = torch.Tensor
 
 PIXELS_AT_ONCE = 2**21
+
+
+class AlignedReader:
+    """Reads raw images on an aligned lattice, as `inrtomo.resample.aligned_image` does."""
+
+    def __init__(self, alignment: Alignment, frame: Frame, device: str) -> None:
+        self.alignment, self.pixels = alignment, DevicePixelWork(device)
+        self.x, self.y = (torch.tensor(at, dtype=torch.float64, device=device) for at in (frame.x, frame.y))
+        if (warp := alignment.warp) is not None:
+            self.along_y = self.pixels.sent(interpolation_matrix(warp.y, frame.y, warp.interpolation))
+
+    def read(self, raw: NDArray[Any], tilt: int, shear: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Values and their validity."""
+        coefficients = self.pixels.coefficients(raw[None])
+        ny, nx = coefficients.shape[1:]
+        a = self.alignment
+        (xx, xy), (yx, yy) = np.linalg.inv(a.linear[tilt]).tolist()
+        shift_x, shift_y = a.shift_px[tilt].tolist()
+        rows, parts = max(1, PIXELS_AT_ONCE // len(self.x)), []
+        for first in range(0, len(self.y), rows):
+            some = slice(first, first + rows)
+            y = self.y[some, None]
+            x = self.x[None] + shear * y
+            moved_x, moved_y = self._moved(tilt, some, x) if a.warp is not None else (0.0, 0.0)
+            u, v = x - shift_x + moved_x, y - shift_y + moved_y
+            at_x, at_y = xx * u + xy * v + (nx - 1) / 2, yx * u + yy * v + (ny - 1) / 2
+            parts.append(read_spline(coefficients, 0, at_x, at_y, EDGE_TOLERANCE_PX))
+        values, valid = zip(*parts, strict=True)
+        return torch.cat(values), torch.cat(valid)
+
+    def _moved(self, tilt: int, rows: slice, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The warp's vectors (x, y) at positions ``x`` of some rows."""
+        nodes, grid, bicubic = padded_warp(self.alignment.warp, tilt)
+        (start, step, count), cubic = grid[0], bicubic and grid[0, 2] > 2
+        # nodes that continue by three along x; between those of y the rows lie wherever x is sheared to
+        lines = self.along_y[rows] @ self.pixels.sent(np.moveaxis(nodes[3:-3], -1, 0))
+        t = (x - start) / step
+        t = t.clamp(-1, count) if cubic else t.clamp(0, count - 1)
+        cell = t.floor()
+        f, first = (t - cell).float(), cell.long() + 2
+        f2, f3 = f * f, f * f * f
+        taps = (0 * f, 1 - f, f, 0 * f)
+        if cubic:
+            taps = 0.5 * (-f + 2 * f2 - f3), 0.5 * (2 - 5 * f2 + 3 * f3), 0.5 * (f + 4 * f2 - 3 * f3), 0.5 * (f3 - f2)
+        moved = torch.zeros((2, *x.shape), device=x.device)
+        for k, tap in enumerate(taps):
+            for line, total in zip(lines, moved, strict=True):
+                total += tap * line.gather(1, first + k)
+        return moved[0], moved[1]
 
 
 class DeviceSections(Sections):
@@ -32,58 +83,42 @@ class DeviceSections(Sections):
         self, alignment: Alignment, bin: int, exposure_e_A2: Array | None, voltage_kV: int, device: str
     ) -> None:
         super().__init__(alignment, bin, exposure_e_A2, voltage_kV)
-        self.pixels, self.device = DevicePixelWork(device), device
+        self.reader = AlignedReader(alignment, self.frame, device)
+        self.sides = self.frame.border[0] * bin, self.frame.border[1] * bin
         if self.frequency is not None:
-            self.critical = self.pixels.sent(critical_exposure(self.frequency, voltage_kV))
-        self.windows = [
-            self.pixels.sent(edge_window(len(at), border * bin))
-            for at, border in zip((self.frame.y, self.frame.x), self.frame.border[::-1], strict=True)
-        ]
-        self.x, self.y = (
-            torch.tensor(at, dtype=torch.float64, device=device) for at in (self.frame.x, self.frame.y)
-        )  # fmt: skip
-        if (warp := alignment.warp) is not None:
-            self.along_x, self.along_y = (
-                self.pixels.sent(interpolation_matrix(nodes, at, warp.interpolation))
-                for nodes, at in ((warp.x, self.frame.x), (warp.y, self.frame.y))
-            )
+            self.critical = self.reader.pixels.sent(critical_exposure(self.frequency, voltage_kV))
 
     def section(self, raw: NDArray[Any], tilt: int) -> AlignedImage:
-        coefficients = self.pixels.coefficients(raw[None])
-        values, valid = self.read(coefficients, tilt)
+        values, valid = self.reader.read(raw, tilt)
         values = fill_invalid(values, valid)
         if self.filtered:
-            mean = values.mean(dtype=torch.float64).float()
-            rows, columns = self.windows
-            values = fourier_bin((values - mean) * rows[:, None] * columns + mean, self.bin, self.gain_of(tilt))
+            values = fourier_bin(settle_border(values, self.sides), self.bin, self.gain_of(tilt))
             ny, nx = values.shape
             valid = valid.reshape(ny, self.bin, nx, self.bin).amin(dim=(1, 3))
         return AlignedImage(self.frame.cut(values.cpu().numpy()), self.frame.cut(valid.cpu().numpy()))
-
-    def read(self, coefficients: Tensor, tilt: int) -> tuple[Tensor, Tensor]:
-        """As `inrtomo.resample.aligned_image`, from spline coefficients ``(1, ny, nx)``."""
-        ny, nx = coefficients.shape[1:]
-        a, warp = self.alignment, self.alignment.warp
-        (xx, xy), (yx, yy) = np.linalg.inv(a.linear[tilt]).tolist()
-        shift_x, shift_y = a.shift_px[tilt].tolist()
-        nodes = None if warp is None else self.pixels.sent(np.moveaxis(warp.vectors[tilt], -1, 0))
-        rows, parts = max(1, PIXELS_AT_ONCE // len(self.x)), []
-        for first in range(0, len(self.y), rows):
-            some = slice(first, first + rows)
-            u, v = self.x[None] - shift_x, self.y[some, None] - shift_y
-            if nodes is not None:
-                moved = self.along_y[some] @ nodes @ self.along_x.T
-                u, v = u + moved[0], v + moved[1]
-            at_x, at_y = xx * u + xy * v + (nx - 1) / 2, yx * u + yy * v + (ny - 1) / 2
-            parts.append(read_spline(coefficients, 0, at_x, at_y, EDGE_TOLERANCE_PX))
-        values, valid = zip(*parts, strict=True)
-        return torch.cat(values), torch.cat(valid)
 
     def gain_of(self, tilt: int) -> Tensor | None:
         """Dose weights of an image."""
         if self.exposure_e_A2 is None:
             return None
         return torch.exp(-float(self.exposure_e_A2[tilt]) / (2 * self.critical))
+
+
+class DeviceLineFilter(LineFilter):
+    """As `LineFilter`; ``device`` as torch calls it."""
+
+    def __init__(self, alignment: Alignment, frame: Frame, kept: slice, splined: bool, device: str) -> None:
+        super().__init__(alignment, frame, kept, splined)
+        self.reader = AlignedReader(alignment, frame, device)
+
+    def lines(self, raw: NDArray[Any], tilt: int, weights: F32, shear: float) -> F32:
+        pixels = self.reader.pixels
+        values = settle_border(fill_invalid(*self.reader.read(raw, tilt, shear)), self.sides)
+        values = fourier_bin(values, self.frame.bin, None)
+        mean = values.mean(dtype=torch.float64).float()
+        transform = torch.fft.rfft(values - mean) * pixels.sent(weights)
+        dense = torch.fft.irfft(transform, n=OVERSAMPLING * values.shape[1])[:, self.kept]
+        return pixels.fetched(pixels.splined(dense) if self.splined else dense)
 
 
 def fill_invalid(values: Tensor, valid: Tensor) -> Tensor:
@@ -105,8 +140,19 @@ def fill_invalid(values: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, values, mean[: values.shape[0], : values.shape[1]].float())
 
 
+def settle_border(image: Tensor, border: tuple[int, int]) -> Tensor:
+    """As `inrtomo.resample.settle_border`."""
+    mean = image.mean(dtype=torch.float64).float()
+    rows, columns = (
+        torch.tensor(edge_window(n, b), device=image.device) for n, b in zip(image.shape, border[::-1], strict=True)
+    )
+    return (image - mean) * rows[:, None] * columns + mean
+
+
 def fourier_bin(image: Tensor, bin: int, gain: Tensor | None) -> Tensor:
     """As `inrtomo.resample.fourier_bin`."""
+    if bin == 1 and gain is None:
+        return image
     ny, nx = (n // bin for n in image.shape)
     rows = np.round(np.fft.fftfreq(ny) * ny).astype(int)
     cut = torch.fft.rfft2(image)[torch.tensor(rows, device=image.device)][:, : nx // 2 + 1]

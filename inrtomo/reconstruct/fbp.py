@@ -52,7 +52,7 @@ class FbpSettings:
         filter: the radial weighting.
         bin: raw px per voxel; images are cut in Fourier space.
         memory_bytes: filtered lines beyond half of this go to a scratch file, tiles take at most a quarter.
-        device: ``"cpu"``, or a GPU as torch calls it.
+        device: ``"cpu"``, or a GPU as torch calls it: what makes the lines and projects them back.
     """
 
     thickness_px: int
@@ -149,24 +149,59 @@ def filtered_lines(
     frame = Frame.of(alignment.image_size, bin, (reach - nx // 2 + nx // 4, rise + (BIN_MARGIN if bin > 1 else 0)))
     length = nx + 2 * frame.border[0]
     weights = settings.filter.weights(alignment.tilt_deg[tilts], length, nz) / bin
-    weights = _compensated(weights, length)
+    weights = _compensated(weights, length).astype(np.float32)
     n_rows = ny + 2 * frame.border[1]
     n_kept = 2 * reach * OVERSAMPLING + 2
     first = (length - 1 - 2 * reach) * OVERSAMPLING // 2
     shape = (len(tilts), n_rows, n_kept)
+    making = line_filter_on(settings.device, alignment, frame, slice(first, first + n_kept), bool(rise))
     with scratch_array(shape, settings.memory_bytes // 2, scratch_folder) as store:
         for k, m in enumerate(tilts):
             shear = -np.tan(x_tilt[k]) * np.sin(np.deg2rad(alignment.tilt_deg[m]))
-            values, valid = aligned_image(image(m), alignment, int(m), frame.x, frame.y, shear)
-            values = fourier_bin(settle_border(fill_invalid(values, valid), _sides(frame, bin)), bin)
-            transform = scipy.fft.rfft(values - values.mean(dtype=np.float64).astype(np.float32), axis=1)
-            transform *= weights[k].astype(np.float32)
-            dense = scipy.fft.irfft(transform, n=OVERSAMPLING * length, axis=1)[:, first : first + n_kept]
-            store[k] = spline_filter1d(dense, order=3, axis=0, output=np.float32) if rise else dense
+            store[k] = making.lines(image(m), int(m), weights[k], float(shear))
             report((k + 1) / len(tilts))
         u0 = first / OVERSAMPLING - (length - 1) / 2
         tilt = np.deg2rad(alignment.tilt_deg[tilts])
         yield FilteredLines(store, tilt, x_tilt, u0, frame.border[1], (nz, ny, nx), settings.device)
+
+
+class LineFilter:
+    """Makes the weighted lines of a raw image, on the CPU; `inrtomo.gpu.resample` does the same on a device.
+
+    Args:
+        alignment: of the images.
+        frame: what the lines are read on, borders included.
+        kept: their samples, `OVERSAMPLING` a voxel, that are of use.
+        splined: give B-spline coefficients along the rows.
+    """
+
+    def __init__(self, alignment: Alignment, frame: Frame, kept: slice, splined: bool) -> None:
+        self.alignment, self.frame, self.kept, self.splined = alignment, frame, kept, splined
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Raw px along x over which lines settle (rows only where they are cut in Fourier space)."""
+        frame = self.frame
+        return frame.size[0] // 4 * frame.bin, (BIN_MARGIN * frame.bin if frame.bin > 1 else 0)
+
+    def lines(self, raw: NDArray, tilt: int, weights: F32, shear: float) -> F32:
+        """``(n_rows, n_u)`` of the image of a stack index, with the factors ``weights`` of its lines' transforms."""
+        frame = self.frame
+        values, valid = aligned_image(raw, self.alignment, tilt, frame.x, frame.y, shear)
+        values = fourier_bin(settle_border(fill_invalid(values, valid), self.sides), frame.bin)
+        transform = scipy.fft.rfft(values - values.mean(dtype=np.float64).astype(np.float32), axis=1)
+        transform *= weights
+        dense: F32 = scipy.fft.irfft(transform, n=OVERSAMPLING * values.shape[1], axis=1)[:, self.kept]
+        return spline_filter1d(dense, order=3, axis=0, output=np.float32) if self.splined else dense
+
+
+def line_filter_on(device: str, alignment: Alignment, frame: Frame, kept: slice, splined: bool) -> LineFilter:
+    """What makes the lines on a device."""
+    if device == "cpu":
+        return LineFilter(alignment, frame, kept, splined)
+    from inrtomo.gpu.resample import DeviceLineFilter
+
+    return DeviceLineFilter(alignment, frame, kept, splined, device)
 
 
 @dataclass(frozen=True)
@@ -277,8 +312,3 @@ def _compensated(weights: Array, length: int) -> Array:
     if length % 2 == 0:
         weights[:, -1] /= 2  # the Nyquist term stands for both signs once the line is longer
     return weights
-
-
-def _sides(frame: Frame, bin: int) -> tuple[int, int]:
-    """Raw px along x over which lines settle (rows only where they are cut in Fourier space)."""
-    return frame.size[0] // 4 * bin, (BIN_MARGIN * bin if bin > 1 else 0)

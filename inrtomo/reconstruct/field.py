@@ -266,7 +266,7 @@ class FieldFit(JointFit):
 
     def rays(self, bin: int) -> Rays:
         """The geometry of a scale."""
-        rays = Rays(self.alignment, self.alignment.image_size, bin, self.slab_px)
+        rays = Rays(self.alignment, self.alignment.image_size, bin, self.slab_px, device=self.options.device)
         self._lattices[bin] = rays.lattice
         return rays
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from inrtomo.align.guard import choose, held_out_blocks
 from inrtomo.align.joint import DEFAULT_SCHEDULE, JointFit, JointSettings, Scale
 from inrtomo.align.pipeline import subset
-from inrtomo.align.prepare import Prepared, PrepareSettings, fourier_crop, prepare
+from inrtomo.align.prepare import ON_CPU, PixelWork, Prepared, PrepareSettings, prepare
 from inrtomo.alignment import Alignment
 from inrtomo.io.alignment_files import scaled
 from inrtomo.reconstruct.halves import Source
@@ -44,25 +44,37 @@ class PreparedTilts:
     bin: int
 
 
-def prepared_tilts(source: Source, bin: int, settings: PrepareSettings, mask_gold: bool = False) -> PreparedTilts:
+def pixel_work_on(device: str) -> PixelWork:
+    """What prepares images on ``"cpu"`` or a GPU as torch calls it."""
+    if device == "cpu":
+        return ON_CPU
+    from inrtomo.gpu.pixels import DevicePixelWork
+
+    return DevicePixelWork(device)
+
+
+def prepared_tilts(
+    source: Source, bin: int, settings: PrepareSettings, mask_gold: bool = False, device: str = "cpu"
+) -> PreparedTilts:
     """Prepare the tilts of a source.
 
     Args:
         bin: raw px per px of the result.
         settings: of `prepare`; its own binning is not used.
         mask_gold: give no weight to rays through gold; without it only beads with fringes are left out.
+        device: where pixels are worked on.
 
     Raises:
         InputError: too few usable images.
     """
-    alignment = source.alignment
+    alignment, work = source.alignment, pixel_work_on(device)
     nx, ny = (n // bin for n in alignment.image_size)
     images = np.zeros((alignment.n_tilts, ny, nx), dtype=np.float32)
     for tilt in alignment.included:
         image = np.asarray(source.image(int(tilt)), dtype=np.float32)
-        images[tilt] = image if bin == 1 else fourier_crop(image, bin)
+        images[tilt] = image if bin == 1 else work.fourier_crop(image, bin)
     pixel = None if alignment.pixel_size_A is None else alignment.pixel_size_A * bin
-    found = prepare(images, alignment.tilt_deg, pixel, settings, dict(alignment.excluded))
+    found = prepare(images, alignment.tilt_deg, pixel, settings, dict(alignment.excluded), work=work)
     used = found.included
     weight = found.weight if mask_gold else found.density_weight
     # per px of path in the binned images, so a raw px of path shows 1 / bin of it
@@ -72,12 +84,12 @@ def prepared_tilts(source: Source, bin: int, settings: PrepareSettings, mask_gol
     )
 
 
-def other_images(source: Source, tilts: PreparedTilts, settings: PrepareSettings) -> F32 | None:
+def other_images(source: Source, tilts: PreparedTilts, settings: PrepareSettings, device: str = "cpu") -> F32 | None:
     """The views of ``source.other``, prepared in the same way; None where there are none."""
     if source.other is None:
         return None
     other = Source(source.name, source.other, source.alignment)
-    found = prepared_tilts(other, tilts.bin, settings)
+    found = prepared_tilts(other, tilts.bin, settings, device=device)
     images = np.zeros_like(tilts.images)
     index = {int(tilt): k for k, tilt in enumerate(found.used)}
     for k, tilt in enumerate(tilts.used):

@@ -49,6 +49,7 @@ class Rays:
         bin: raw px per binned pixel and per voxel.
         thickness_px: height of the slab, raw px.
         y_range: aligned positions (raw px from the centre) that the lattice's rows reach over; all rows if None.
+        device: where it is worked out what the pixels see.
 
     Attributes:
         lattice: where the density is sampled, ``spacing = bin``. The voxels of the level volume are a part of it
@@ -67,6 +68,7 @@ class Rays:
         bin: int,
         thickness_px: float,
         y_range: tuple[float, float] | None = None,
+        device: str = "cpu",
     ) -> None:
         self.tilt_deg = np.asarray(alignment.tilt_deg, dtype=np.float64)
         self.x_tilt_deg = common_x_tilt(alignment)
@@ -74,7 +76,7 @@ class Rays:
         self.shape = volume_shape(image_size, thickness_px, bin)
         x, y = (centred_coordinates(n // bin) * bin + (n // bin * bin - n) / 2 for n in (nx, ny))
         at_x, at_y = (np.unique(np.append(np.arange(0, len(p), COARSE_STEP), len(p) - 1)) for p in (x, y))
-        u, v = self._aligned(alignment, x[at_x], y[at_y])
+        u, v = self._aligned(alignment, x[at_x], y[at_y], "cpu")
         reach = np.abs(u).max(axis=(1, 2)) + 2 * bin  # the map is smooth: what lies between is no further out
         self.n_u = 2 * (int(np.ceil(reach.max() / bin)) + 2) + 1
         self.lattice = self._lattice(bin, reach, y_range)
@@ -82,7 +84,7 @@ class Rays:
         high = low + (self.lattice.shape[2] - 1) * bin
         _, row, col = np.nonzero((v >= low) & (v <= high))
         self.window = (_span(at_y[row], len(y)), _span(at_x[col], len(x)))
-        self._u, self._v = self._aligned(alignment, x[self.window[1]], y[self.window[0]])
+        self._u, self._v = self._aligned(alignment, x[self.window[1]], y[self.window[0]], device)
         self._u /= np.float32(bin)
         self._u += np.float32((self.n_u - 1) / 2)
         self._v -= np.float32(low)
@@ -137,12 +139,13 @@ class Rays:
             return self.indices  # not a copy
         return self._u[tilts], self._v[tilts]
 
-    def _aligned(self, alignment: Alignment, x: Array, y: Array) -> tuple[F32, F32]:
+    def _aligned(self, alignment: Alignment, x: Array, y: Array, device: str) -> tuple[F32, F32]:
         """Aligned positions (u, v), raw px, of raw pixels; u as in the frame in which the slab is not x-tilted."""
-        nodes_x, nodes_y, nodes, interpolation = _warp_nodes(alignment)
-        u, v = lattice_indices(
-            alignment.linear, alignment.shift_px, nodes_x, nodes_y, nodes, interpolation, x, y, 1.0, 1, 1, INVERSE_STEPS
-        )
+        given = alignment.linear, alignment.shift_px, *_warp_nodes(alignment), x, y
+        if device == "cpu":
+            u, v = lattice_indices(*given, 1.0, 1, 1, INVERSE_STEPS)
+        else:
+            u, v = _indices_on(device, given)
         if self.x_tilt_deg:
             shear = np.tan(np.deg2rad(self.x_tilt_deg)) * np.sin(np.deg2rad(self.tilt_deg))
             u += shear[:, None, None].astype(np.float32) * v
@@ -162,6 +165,12 @@ class Rays:
             rows = rows[(rows >= y_range[0]) & (rows <= y_range[1])]
         origin = (-(nz - 1) / 2 * bin, -(nx - 1) / 2 * bin, float(rows[0]))
         return Lattice(float(bin), (nz, nx, len(rows)), origin)
+
+
+def _indices_on(device: str, given: tuple[Any, ...]) -> tuple[F32, F32]:
+    from inrtomo.gpu.motion import lattice_indices
+
+    return lattice_indices(*given, INVERSE_STEPS, device)
 
 
 def common_x_tilt(alignment: Alignment) -> float:

@@ -98,8 +98,9 @@ def sart_tv_slabs(
         return sweeps.density
 
     yield from solved_in_slabs(
-        solve, images, weight, alignment, thickness_px, settings.bin, settings.memory_bytes, N_VOLUMES, OVERLAP, report
-    )
+        solve, images, weight, alignment, thickness_px, settings.bin, settings.memory_bytes, N_VOLUMES, OVERLAP, report,
+        settings.device,
+    )  # fmt: skip
 
 
 def _lower_variation(density: F32, descent: float, lowest: float) -> None:

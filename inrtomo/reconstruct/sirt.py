@@ -101,8 +101,9 @@ def sirt_slabs(
 
     n_volumes = 2 if settings.subsets == 1 else 1
     yield from solved_in_slabs(
-        solve, images, weight, alignment, thickness_px, settings.bin, settings.memory_bytes, n_volumes, OVERLAP, report
-    )
+        solve, images, weight, alignment, thickness_px, settings.bin, settings.memory_bytes, n_volumes, OVERLAP, report,
+        settings.device,
+    )  # fmt: skip
 
 
 def _on_lattice(support: NDArray[np.bool_], rays: Rays) -> NDArray[np.bool_]:

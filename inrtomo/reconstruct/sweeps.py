@@ -188,6 +188,7 @@ def solved_in_slabs(
     n_volumes: int,
     overlap: int,
     report: Report,
+    device: str,
 ) -> Iterator[Slab]:
     """The level volume in slabs of rows, one after the other in bounded memory.
 
@@ -198,6 +199,7 @@ def solved_in_slabs(
         n_volumes: arrays of the lattice's size that ``solve`` holds at once.
         overlap: rows on either side of a slab that are solved with it and dropped.
         report: called with the fraction of the work done.
+        device: of the rays.
 
     Raises:
         InputError: not even the thinnest slab fits into ``memory_bytes``.
@@ -225,7 +227,7 @@ def solved_in_slabs(
 
     def slab(rows: range) -> F32:  # a function, so that nothing of a slab is held while the next one is made
         y_range = None if n_slabs == 1 else (y[rows.start] - more * bin, y[rows.stop - 1] + more * bin)
-        rays = Rays(alignment, alignment.image_size, bin, thickness_px, y_range)
+        rays = Rays(alignment, alignment.image_size, bin, thickness_px, y_range, device)
         density = solve(rays, images, weight, lambda part: report((rows.start + part * len(rows)) / ny))
         return level_volume(density, rays.lattice, rays.x_tilt_deg, rays.shape, bin, rows)
 

@@ -1,0 +1,97 @@
+"""What `inr-recon` does before and after its methods, in torch on the CPU against numpy, numba and scipy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inrtomo.align.prepare import PrepareSettings
+from inrtomo.alignment import Alignment, LocalWarp
+from inrtomo.geometry import axis_rotation
+from inrtomo.gpu import motion
+from inrtomo.gpu import resample as gpu
+from inrtomo.gpu.motion import lattice_indices
+from inrtomo.gpu.pixels import DevicePixelWork
+from inrtomo.reconstruct import fbp, prepared, rays
+from inrtomo.reconstruct.fbp import FbpSettings, LineFilter, filtered_lines
+from inrtomo.reconstruct.filters import RadialFilter
+from inrtomo.reconstruct.halves import Source
+from inrtomo.reconstruct.prepared import other_images, prepared_tilts
+from inrtomo.reconstruct.rays import INVERSE_STEPS, Rays
+
+SIZE, TILTS = (61, 48), np.arange(-60.0, 61, 20)  # x, y
+
+
+@pytest.fixture(scope="module")
+def raw() -> np.ndarray:
+    """Dark blobs on a bright background, noise and a hot pixel."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[: SIZE[1], : SIZE[0]]
+    out = rng.normal(100, 2, (len(TILTS), *SIZE[::-1]))
+    for u, v in rng.uniform((5, 5), (SIZE[0] - 5, SIZE[1] - 5), size=(15, 2)):
+        out -= 12 * np.exp(-((x - u) ** 2 + (y - v) ** 2) / 8)
+    out[2, 20, 30] += 500
+    return out.astype(np.float32)
+
+
+def alignment(interpolation: str | None = None, x_tilt_deg: float = 0.0) -> Alignment:
+    rng, n = np.random.default_rng(2), len(TILTS)
+    linear = np.tile(axis_rotation(4.0) @ np.array([[1.01, 0.004], [0.0, 0.99]]), (n, 1, 1))
+    warp = None
+    if interpolation is not None:
+        x, y = np.linspace(-25, 25, 5), np.linspace(-20, 20, 4)
+        warp = LocalWarp(x, y, rng.uniform(-1.5, 1.5, (n, 4, 5, 2)), interpolation)
+    found = Alignment(TILTS, linear, rng.normal(size=(n, 2)), SIZE, 10.0, warp)
+    return replace(found, x_tilt_deg=np.full(n, x_tilt_deg))
+
+
+@pytest.mark.parametrize("interpolation", [None, "bilinear", "bicubic"])
+@pytest.mark.parametrize(("x_tilt_deg", "bin"), [(0.0, 1), (0.0, 2), (8.0, 1), (-5.0, 2)])
+def test_weighted_lines_are_the_same(raw, interpolation, x_tilt_deg, bin, monkeypatch):
+    monkeypatch.setattr(gpu, "PIXELS_AT_ONCE", 3000)
+    settings, made = FbpSettings(16, RadialFilter("exact"), bin), []
+    for kind in (LineFilter, lambda *given: gpu.DeviceLineFilter(*given, "cpu")):
+        monkeypatch.setattr(fbp, "line_filter_on", lambda device, *given, kind=kind: kind(*given))
+        with filtered_lines(raw.__getitem__, alignment(interpolation, x_tilt_deg), settings) as lines:
+            made.append(lines.lines.copy())
+    ours, other = made
+    assert ours.shape == other.shape and ours.std() > 0.05
+    np.testing.assert_allclose(other, ours, atol=1e-5 * np.abs(ours).max())
+
+
+@pytest.mark.parametrize("bin", [1, 2])
+@pytest.mark.parametrize("restore", [False, True])
+def test_prepared_tilts_are_the_same(raw, bin, restore, monkeypatch):
+    other = Source("", raw.__getitem__, alignment(), lambda tilt: raw[tilt][::-1])
+    settings, made = PrepareSettings(restore=restore, defocus_A=20000.0), []
+    for work in (prepared.ON_CPU, DevicePixelWork("cpu")):
+        monkeypatch.setattr(prepared, "pixel_work_on", lambda device, work=work: work)
+        tilts = prepared_tilts(other, bin, settings)
+        made.append((tilts, other_images(other, tilts, settings)))
+    (ours, checks), (found, other_checks) = made
+    assert ours.images.std() > 0.5 and ours.unit < 0
+    for one, two in ((ours.images, found.images), (checks, other_checks)):
+        np.testing.assert_allclose(two, one, atol=1e-5 * np.abs(one).max())
+    np.testing.assert_array_equal(found.weight, ours.weight)
+    assert found.unit == pytest.approx(ours.unit, rel=1e-5) and found.prepared.notes == ours.prepared.notes
+
+
+@pytest.mark.parametrize("interpolation", [None, "bilinear", "bicubic"])
+def test_pixels_see_the_same_rays(interpolation, monkeypatch):
+    monkeypatch.setattr(rays, "_indices_on", lambda device, given: lattice_indices(*given, INVERSE_STEPS, "cpu"))
+    monkeypatch.setattr(motion, "PIXELS_AT_ONCE", 1000)
+    given = alignment(interpolation, 5.0), SIZE, 1, 16.0, (-12.0, 6.0)
+    ours, other = (Rays(*given, device=device) for device in ("cpu", "meta"))
+    assert ours.window == other.window and ours.lattice == other.lattice
+    for one, two in zip(ours.indices, other.indices, strict=True):
+        np.testing.assert_allclose(two, one, atol=2e-5)
+        assert np.ptp(one) > 10
+
+
+def test_a_device_prepares_on_itself():
+    assert prepared.pixel_work_on("cpu") is prepared.ON_CPU
+    work = prepared.pixel_work_on("meta")
+    assert isinstance(work, DevicePixelWork) and work.device == "meta"
+    assert type(fbp.line_filter_on("cpu", alignment(), None, slice(0), False)) is LineFilter
