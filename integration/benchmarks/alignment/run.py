@@ -24,7 +24,8 @@ from inrtomo.metrics.alignment import AlignmentError, Residual, compare_alignmen
 from inrtomo.simulate import simulate, write_simulation
 from inrtomo.simulate.settings import SimulationSettings
 from integration.benchmarks import json_lines
-from integration.benchmarks.alignment.methods import METHODS, ROOT, Case, Outcome, available
+from integration.benchmarks.alignment.case import ROOT, Case, Outcome
+from integration.benchmarks.alignment.methods import METHODS, available
 from integration.benchmarks.alignment.series import SERIES, benchmark_settings
 from integration.benchmarks.alignment.tables import SCALING_COLUMNS, tables
 from integration.benchmarks.alignment.volumes import protein_positive, score_field, score_reconstruction

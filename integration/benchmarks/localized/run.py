@@ -16,7 +16,7 @@ import click
 import numba as nb
 import torch
 
-from integration.benchmarks.alignment.methods import ROOT
+from integration.benchmarks.alignment.case import ROOT
 from integration.benchmarks.alignment.run import seed_numbers
 from integration.benchmarks.localized import real, series, shift, speed, unseen
 from integration.benchmarks.localized.options import LocalizedOptions

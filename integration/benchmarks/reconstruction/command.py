@@ -10,8 +10,8 @@ from pathlib import Path
 
 from inrtomo.alignment import Alignment
 from inrtomo.io.alignment_json import alignment_to_dict
+from integration.benchmarks.alignment.case import ROOT
 from integration.benchmarks.alignment.measured import Measured, run_measured
-from integration.benchmarks.alignment.methods import ROOT
 
 RECON = "from inrtomo.commands.recon import main; main()"
 METHODS: dict[str, tuple[str, ...]] = {

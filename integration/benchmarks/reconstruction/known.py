@@ -15,7 +15,7 @@ from inrtomo.io.mrc import open_stack, read_volume
 from inrtomo.metrics.alignment import compare_alignments, in_frame_of
 from inrtomo.reconstruct.fbp import fbp_volume
 from integration.benchmarks.alignment import methods
-from integration.benchmarks.alignment.methods import Case
+from integration.benchmarks.alignment.case import Case
 from integration.benchmarks.alignment.run import simulated_case
 from integration.benchmarks.alignment.volumes import protein_positive
 from integration.benchmarks.reconstruction.command import recon, write_alignment

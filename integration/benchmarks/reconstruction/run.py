@@ -15,7 +15,7 @@ from typing import NamedTuple
 import click
 import numba as nb
 
-from integration.benchmarks.alignment.methods import ROOT
+from integration.benchmarks.alignment.case import ROOT
 from integration.benchmarks.alignment.run import seed_numbers
 from integration.benchmarks.alignment.series import SERIES
 from integration.benchmarks.reconstruction import known, real, shells, specimen, speed, spheres
