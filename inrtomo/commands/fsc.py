@@ -151,7 +151,7 @@ def main(
     else:
         _check_sides(pair.a.shape, vol1)
         pair, file_order = _oriented(pair, orientation)
-        pair, moved = _registered(pair, register)
+        pair, moved = _registered(pair, register, computing.name)
         soft, mask_name = _mask(mask, pair, file_order)
         angles, every_tilt = (None, False) if tilts is None else _tilt_angles(tilts)
         if angles is not None:
@@ -247,26 +247,27 @@ def _from_imod(volume: F32) -> F32:
     return np.ascontiguousarray(volume.transpose(1, 0, 2)[::-1])
 
 
-def _registered(pair: _Pair, kind: str) -> tuple[_Pair, dict[str, Any] | None]:
+def _registered(pair: _Pair, kind: str, device: str) -> tuple[_Pair, dict[str, Any] | None]:
     """VOL1 laid over VOL2, and by what motion."""
     if kind == "none":
         return pair, None
-    from inrtomo.metrics.registration import rigid_between, rigidly_moved, translated, translation_between
+    from inrtomo.metrics.registration import registration_work_on, rigid_between, translation_between
 
+    work = registration_work_on(device)
     if kind == "translation":
-        shift = translation_between(pair.a, pair.b)
-        moved = translated(pair.a, shift)
+        shift = translation_between(pair.a, pair.b, work=work)
+        moved = work.translated(pair.a, shift)
         said = {"kind": kind, "shift_px_xyz": shift[::-1].tolist(), "rotation_deg_xyz": [0.0, 0.0, 0.0]}
     else:
-        motion = rigid_between(pair.a, pair.b)
-        moved = rigidly_moved(pair.a, motion)
+        motion = rigid_between(pair.a, pair.b, work=work)
+        moved = work.rigidly_moved(pair.a, motion)
         # the motion says where VOL2's points are in VOL1; VOL1 itself moves the other way
         shift, turn = -motion.rotation.T @ motion.translation_px, -motion.rotation_deg
         said = {"kind": kind, "shift_px_xyz": shift.tolist(), "rotation_deg_xyz": turn.tolist()}
     by = ", ".join(f"{value + 0.0:.2f}" for value in np.round(said["shift_px_xyz"], 2))
     turned = ", ".join(f"{value + 0.0:.2f}" for value in np.round(said["rotation_deg_xyz"], 2))
     pair.sources.append(("VOL1 moved by", f"{by} px (x, y, z), turned by {turned}°", f"--register {kind}"))
-    return replace(pair, a=moved), said
+    return replace(pair, a=work.fetched(moved)), said
 
 
 def _mask(name: str, pair: _Pair, file_order: str) -> tuple[F32, str]:

@@ -23,8 +23,8 @@ def read_spline(
     inside = (x >= least) & (x <= last_x) & (y >= least) & (y <= last_y)
     first_x, first_y = x.floor().clamp(0, nx - 1), y.floor().clamp(0, ny - 1)
     fraction_x, fraction_y = (x - first_x).float(), (y - first_y).float()
-    columns = [_mirrored(first_x.int() + k, nx) for k in (-1, 0, 1, 2)]
-    rows = [_mirrored(first_y.int() + k, ny) for k in (-1, 0, 1, 2)]
+    columns = [mirrored(first_x.int() + k, nx) for k in (-1, 0, 1, 2)]
+    rows = [mirrored(first_y.int() + k, ny) for k in (-1, 0, 1, 2)]
     flat, total = coefficients.reshape(-1), torch.zeros_like(fraction_x)
     for row, weight_y in zip(rows, spline_weights(fraction_y), strict=True):
         start, line = (tilt * ny + row) * nx, torch.zeros_like(fraction_x)
@@ -40,7 +40,7 @@ def spline_weights(f: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return g**3 / 6, (4 - 6 * f**2 + 3 * f**3) / 6, (4 - 6 * g**2 + 3 * g**3) / 6, f**3 / 6
 
 
-def _mirrored(index: Tensor, n: int) -> Tensor:
+def mirrored(index: Tensor, n: int) -> Tensor:
     """Indices mirrored about the outermost pixels."""
     index = index.abs()
     return torch.where(index > n - 1, 2 * (n - 1) - index, index).clamp_min(0)
