@@ -47,6 +47,26 @@ class Lattice:
         return int(np.prod(self.shape))
 
 
+@nb.njit(fastmath=True, cache=True)
+def _neighbours(position, length, n):  # type: ignore[no-untyped-def]
+    """Two of n lattice points beside a place within one step of them, and their shares of a ray's length there."""
+    below = int(np.floor(position))
+    above_part = np.float32(position - below) * length
+    if below < 0:
+        return 0, 0, np.float32(0.0), above_part
+    if below >= n - 1:
+        return n - 1, n - 1, length - above_part, np.float32(0.0)
+    return below, below + 1, length - above_part, above_part
+
+
+@nb.njit(fastmath=True, cache=True)
+def _crossed_columns(u, c, s, z0, x0, nz, nx):  # type: ignore[no-untyped-def]
+    """The lattice's x that a ray at u reaches, first and one past the last: for rays nearer to x than to z."""
+    first = (u - (z0 - 1) * s) / c - x0
+    last = (u - (z0 + nz) * s) / c - x0
+    return max(0, int(np.floor(min(first, last)))), min(nx - 1, int(np.ceil(max(first, last)))) + 1
+
+
 @nb.njit(parallel=True, fastmath=True, cache=True)
 def _project(rho, cosines, sines, z0, x0, u0, rows_per_task, out):  # type: ignore[no-untyped-def]
     nz, nx, ny = rho.shape
@@ -56,60 +76,30 @@ def _project(rho, cosines, sines, z0, x0, u0, rows_per_task, out):  # type: igno
         block, m = task // n_tilts, task % n_tilts
         low, high = block * rows_per_task, min(ny, (block + 1) * rows_per_task)
         c, s = cosines[m], sines[m]
+        length = np.float32(1.0 / max(abs(c), abs(s)))
         for i in range(nu):
             ray = out[m, i, low:high]
             ray[:] = 0.0
             u = u0 + i
             if abs(s) <= abs(c):
-                length = np.float32(1.0 / abs(c))
                 for k in range(nz):
                     position = (u - (z0 + k) * s) / c - x0
                     if position <= -1 or position >= nx:
                         continue
-                    j = int(np.floor(position))
-                    f = np.float32(position - j)
-                    w1 = f * length
-                    w0 = length - w1
-                    if j < 0:
-                        a = rho[k, 0, low:high]
-                        for y in range(high - low):
-                            ray[y] += w1 * a[y]
-                    elif j >= nx - 1:
-                        a = rho[k, nx - 1, low:high]
-                        for y in range(high - low):
-                            ray[y] += w0 * a[y]
-                    else:
-                        a = rho[k, j, low:high]
-                        b = rho[k, j + 1, low:high]
-                        for y in range(high - low):
-                            ray[y] += w0 * a[y] + w1 * b[y]
+                    j0, j1, w0, w1 = _neighbours(position, length, nx)
+                    a, b = rho[k, j0, low:high], rho[k, j1, low:high]
+                    for y in range(high - low):
+                        ray[y] += w0 * a[y] + w1 * b[y]
             else:
-                length = np.float32(1.0 / abs(s))
-                first = (u - (z0 - 1) * s) / c - x0
-                last = (u - (z0 + nz) * s) / c - x0
-                j_low = max(0, int(np.floor(min(first, last))))
-                j_high = min(nx - 1, int(np.ceil(max(first, last))))
-                for j in range(j_low, j_high + 1):
+                j_low, j_high = _crossed_columns(u, c, s, z0, x0, nz, nx)
+                for j in range(j_low, j_high):
                     position = (u - (x0 + j) * c) / s - z0
                     if position <= -1 or position >= nz:
                         continue
-                    k = int(np.floor(position))
-                    f = np.float32(position - k)
-                    w1 = f * length
-                    w0 = length - w1
-                    if k < 0:
-                        a = rho[0, j, low:high]
-                        for y in range(high - low):
-                            ray[y] += w1 * a[y]
-                    elif k >= nz - 1:
-                        a = rho[nz - 1, j, low:high]
-                        for y in range(high - low):
-                            ray[y] += w0 * a[y]
-                    else:
-                        a = rho[k, j, low:high]
-                        b = rho[k + 1, j, low:high]
-                        for y in range(high - low):
-                            ray[y] += w0 * a[y] + w1 * b[y]
+                    k0, k1, w0, w1 = _neighbours(position, length, nz)
+                    a, b = rho[k0, j, low:high], rho[k1, j, low:high]
+                    for y in range(high - low):
+                        ray[y] += w0 * a[y] + w1 * b[y]
 
 
 @nb.njit(parallel=True, fastmath=True, cache=True)
@@ -121,61 +111,31 @@ def _back_project(projections, cosines, sines, z0, x0, u0, rows_per_task, out): 
         low, high = block * rows_per_task, min(ny, (block + 1) * rows_per_task)
         for m in range(n_tilts):
             c, s = cosines[m], sines[m]
+            length = np.float32(1.0 / max(abs(c), abs(s)))
             for i in range(nu):
                 ray = projections[m, i, low:high]
                 u = u0 + i
                 if abs(s) <= abs(c):
-                    length = np.float32(1.0 / abs(c))
                     for k in range(nz):
                         position = (u - (z0 + k) * s) / c - x0
                         if position <= -1 or position >= nx:
                             continue
-                        j = int(np.floor(position))
-                        f = np.float32(position - j)
-                        w1 = f * length
-                        w0 = length - w1
-                        if j < 0:
-                            a = out[k, 0, low:high]
-                            for y in range(high - low):
-                                a[y] += w1 * ray[y]
-                        elif j >= nx - 1:
-                            a = out[k, nx - 1, low:high]
-                            for y in range(high - low):
-                                a[y] += w0 * ray[y]
-                        else:
-                            a = out[k, j, low:high]
-                            b = out[k, j + 1, low:high]
-                            for y in range(high - low):
-                                a[y] += w0 * ray[y]
-                                b[y] += w1 * ray[y]
+                        j0, j1, w0, w1 = _neighbours(position, length, nx)
+                        a, b = out[k, j0, low:high], out[k, j1, low:high]
+                        for y in range(high - low):
+                            a[y] += w0 * ray[y]
+                            b[y] += w1 * ray[y]
                 else:
-                    length = np.float32(1.0 / abs(s))
-                    first = (u - (z0 - 1) * s) / c - x0
-                    last = (u - (z0 + nz) * s) / c - x0
-                    j_low = max(0, int(np.floor(min(first, last))))
-                    j_high = min(nx - 1, int(np.ceil(max(first, last))))
-                    for j in range(j_low, j_high + 1):
+                    j_low, j_high = _crossed_columns(u, c, s, z0, x0, nz, nx)
+                    for j in range(j_low, j_high):
                         position = (u - (x0 + j) * c) / s - z0
                         if position <= -1 or position >= nz:
                             continue
-                        k = int(np.floor(position))
-                        f = np.float32(position - k)
-                        w1 = f * length
-                        w0 = length - w1
-                        if k < 0:
-                            a = out[0, j, low:high]
-                            for y in range(high - low):
-                                a[y] += w1 * ray[y]
-                        elif k >= nz - 1:
-                            a = out[nz - 1, j, low:high]
-                            for y in range(high - low):
-                                a[y] += w0 * ray[y]
-                        else:
-                            a = out[k, j, low:high]
-                            b = out[k + 1, j, low:high]
-                            for y in range(high - low):
-                                a[y] += w0 * ray[y]
-                                b[y] += w1 * ray[y]
+                        k0, k1, w0, w1 = _neighbours(position, length, nz)
+                        a, b = out[k0, j, low:high], out[k1, j, low:high]
+                        for y in range(high - low):
+                            a[y] += w0 * ray[y]
+                            b[y] += w1 * ray[y]
 
 
 def _rows_per_task(n_rows: int) -> int:
