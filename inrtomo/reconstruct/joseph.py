@@ -62,6 +62,15 @@ def _project(rho, cosines, sines, z0, x0, u0, rows_at_a_time, planes_at_a_time, 
                                 ray[y] += w0 * a[y]
 
 
+@nb.njit(fastmath=True, cache=True)
+def _rays_beside(at, scale, nu):  # type: ignore[no-untyped-def]
+    """The two of nu rays beside a voxel, and their shares in it; beyond the ends a ray with a share of zero."""
+    i = int(np.floor(at))
+    w0 = np.float32(max(0.0, 1.0 - (at - i) * scale) * scale) if i >= 0 else np.float32(0.0)
+    w1 = np.float32(max(0.0, 1.0 - (i + 1 - at) * scale) * scale) if i + 1 < nu else np.float32(0.0)
+    return max(i, 0), min(i + 1, nu - 1), w0, w1
+
+
 @nb.njit(parallel=True, fastmath=True, cache=True)
 def _correct(rho, projections, cosines, sines, z0, x0, u0, rows_at_a_time, planes_at_a_time, step, scaled, lowest):  # type: ignore[no-untyped-def]
     nz, nx, ny = rho.shape
@@ -81,11 +90,8 @@ def _correct(rho, projections, cosines, sines, z0, x0, u0, rows_at_a_time, plane
                     if at <= -1.0 or at >= nu:
                         continue
                     seen = True
-                    i = int(np.floor(at))
-                    scale = 1.0 / max(abs(c), abs(s))
-                    w0 = np.float32(max(0.0, 1.0 - (at - i) * scale) * scale) if i >= 0 else np.float32(0.0)
-                    w1 = np.float32(max(0.0, 1.0 - (i + 1 - at) * scale) * scale) if i + 1 < nu else np.float32(0.0)
-                    a, b = projections[m, max(i, 0), low:high], projections[m, min(i + 1, nu - 1), low:high]
+                    i0, i1, w0, w1 = _rays_beside(at, 1.0 / max(abs(c), abs(s)), nu)
+                    a, b = projections[m, i0, low:high], projections[m, i1, low:high]
                     for y in range(high - low):
                         total[y] += w0 * a[y] + w1 * b[y]
                 if seen:
@@ -121,11 +127,7 @@ def _correct_by_means(
                     if at <= -1.0 or at >= nu:
                         continue
                     seen = True
-                    i = int(np.floor(at))
-                    scale = 1.0 / max(abs(c), abs(s))
-                    w0 = np.float32(max(0.0, 1.0 - (at - i) * scale) * scale) if i >= 0 else np.float32(0.0)
-                    w1 = np.float32(max(0.0, 1.0 - (i + 1 - at) * scale) * scale) if i + 1 < nu else np.float32(0.0)
-                    i0, i1 = max(i, 0), min(i + 1, nu - 1)
+                    i0, i1, w0, w1 = _rays_beside(at, 1.0 / max(abs(c), abs(s)), nu)
                     a, b = projections[m, i0, low:high], projections[m, i1, low:high]
                     p, q = received[m, i0, low:high], received[m, i1, low:high]
                     for y in range(high - low):
