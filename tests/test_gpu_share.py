@@ -1,4 +1,4 @@
-"""One joint fit over two processes, with gloo on the CPU: the result of one process."""
+"""One fit, or one field reconstruction, over two processes with gloo on the CPU: the result of one process."""
 
 from dataclasses import replace
 
@@ -15,12 +15,15 @@ from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
 from inrtomo.device import choose_several
 from inrtomo.errors import InputError
+from inrtomo.gpu.field_stage import DeviceFieldStage
 from inrtomo.gpu.fit import DeviceStage
 from inrtomo.gpu.share import Share, followers
 from inrtomo.io.mrc import write_stack
+from inrtomo.reconstruct.field import FieldFit, FieldSettings, Recording
 from inrtomo.tiltseries import open_tilt_series
 
 SIZE, TILTS = 16, np.arange(-60.0, 61, 24)
+SLABS = 3.2e6  # bytes: too little for all rows at once
 SCHEDULE = (Scale(bin=2, steps=4, motion_from=1, warp_from=2),)
 
 
@@ -32,6 +35,11 @@ gloo = pytest.mark.skipif(
 class OnTorch(JointFit):
     def stage(self, scale):
         return DeviceStage(self, scale)
+
+
+class FieldOnTorch(FieldFit):
+    def stage(self, scale):
+        return DeviceFieldStage(self, scale)
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +119,43 @@ def test_followers_take_part_in_every_fit():
             np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-4 * np.abs(one).max())
         np.testing.assert_allclose(found.alignment.shift_px, wanted.alignment.shift_px, atol=1e-3)
     assert np.abs(alone.density - other.density).max() > 0
+
+
+def reconstruction(shared):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(len(TILTS), SIZE, SIZE)).astype(np.float32)
+    images[:, 4:9, 6:10] += 8
+    other = images + rng.normal(size=images.shape).astype(np.float32)
+    settings = FieldSettings(steps=(12, 8), memory_bytes=SLABS, shared=shared)
+    start = Alignment.identity(TILTS, (SIZE, SIZE), 3.0, 10.0)
+    return FieldOnTorch(images, np.ones_like(images), start, 6.0, settings, 1, Recording(check=other))
+
+
+def reconstructed(fit, on_step=None):
+    fit.optimise(on_step)
+    density = np.concatenate([part for _, part in fit.slabs(8)], axis=1)
+    return density, np.array(fit.losses), fit.gain, np.array(fit.held_out_loss)
+
+
+@gloo
+def test_a_reconstruction_of_two_processes_is_that_of_one():
+    alone = reconstructed(reconstruction(False))
+    saved = {}
+
+    def keep(fit):
+        if (fit.done_scales, fit.done_steps) == (1, 3) and not saved:
+            saved.update({k: np.array(v) for k, v in fit.state_dict().items()})
+
+    torch.set_num_threads(1)
+    with followers(["cpu", "cpu"]):
+        together = reconstructed(reconstruction(True), keep)
+        later = reconstruction(True)
+        later.load_state_dict(saved)
+        resumed = reconstructed(later)
+    for found in (together, resumed):
+        for one, two in zip(alone, found, strict=True):
+            np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-3 * np.abs(one).max())
+    assert alone[0].max() > 2 * alone[0].mean() > 0 and np.isfinite(alone[-1])
 
 
 @gloo

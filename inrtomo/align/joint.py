@@ -299,7 +299,7 @@ class JointFit:
         if self.settings.shared:
             from inrtomo.gpu.share import announce
 
-            announce(self)
+            announce(self, type(self).run, self.settings, self.images, self.weight, self.motion.start, 2 * self.half_z)
         rho = np.zeros((1, 1, 1), np.float32)
         for index in range(self.done_scales, len(self.settings.schedule)):
             scale = self.settings.schedule[index]

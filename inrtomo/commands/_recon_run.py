@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from inrtomo.commands._common import Progress
 from inrtomo.commands._tomogram_run import TOMOGRAM_SHARE, TomogramRun, polarity_of
 from inrtomo.commands.recon import Options
 from inrtomo.ctf import Defoci
-from inrtomo.device import choose
+from inrtomo.device import choose_several
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_json import alignment_from_dict, alignment_to_dict
 from inrtomo.losses import COUNT_KINDS, read_noise
@@ -51,7 +52,9 @@ class Run(TomogramRun[Options]):
         self.radial = _filter(o.filter_name, o.radial, o.iterations)
         self.priors = _priors(o.prior, o.field_kind)
         check_unfinished(o.checkpoint, o.resume, o.overwrite)
-        super().__init__(o, choose(o.device, _only_cpu(o, self.priors)))
+        device, *others = choose_several(o.device, _only_cpu(o, self.priors))
+        self.others = tuple(other.name for other in others)
+        super().__init__(o, device)
         self.polarity = 0  # iterative methods find it in what they prepare; halves are to agree on it
         if (o.contrast == "positive" and o.method == "fbp") or (o.with_halves and o.method != "fbp"):
             self.polarity = polarity_of(self.given, self.device.name)
@@ -89,6 +92,9 @@ class Run(TomogramRun[Options]):
         o, rows = self.o, list[tuple[str, object, str]]()
         if self.polarity and o.contrast == "positive":
             rows.append(("contrast", "turned" if self.polarity < 0 else "kept", "protein bright in the tomogram"))
+        if self.others:
+            idle = f"idle: --method {o.method} computes on {self.device.name}"
+            rows.append(("more devices", ", ".join(self.others), "share the fits" if o.method == "field" else idle))
         if o.method == "fbp":
             rows.append(("filter", o.filter_name, "default" if o.filter_name == _FILTER.name else "--filter"))
         return rows
@@ -108,12 +114,21 @@ class Run(TomogramRun[Options]):
         """As of `TomogramRun`; Ctrl-C leaves what --resume goes on from."""
         o = self.o
         try:
-            super().run()
+            with self.followers():
+                super().run()
         except KeyboardInterrupt:
             if o.checkpoint.exists():
                 click.echo(f"{o.checkpoint} holds the run so far; --resume goes on with it", err=True)
             raise
         o.checkpoint.unlink(missing_ok=True)
+
+    def followers(self) -> AbstractContextManager[None]:
+        """Processes on the other GPUs, which take part in fits."""
+        if not self.others or self.o.method != "field":
+            return nullcontext()
+        from inrtomo.gpu.share import followers
+
+        return followers((self.device.name, *self.others))
 
     def make(self, source: Source) -> None:
         """One tomogram, unless an interrupted run has made it."""
@@ -206,7 +221,7 @@ class Run(TomogramRun[Options]):
         height = float(self.shape[0])
         settings = FieldSettings(
             o.field_kind, o.loss, self.priors, average=o.average, memory_bytes=o.memory, seed=o.seed,
-            device=self.device.name,
+            device=self.device.name, shared=bool(self.others),
         )  # fmt: skip
         if o.refine:
             tilts = self.refined(source, tilts, height, progress, facts)
@@ -248,7 +263,7 @@ class Run(TomogramRun[Options]):
             def polishing(fraction: float, bin_: int, loss: float) -> None:
                 progress(0.3 * fraction, scale=f"refining, bin {bin_ * o.binning}", loss=loss)
 
-            alignment, reason = refined(tilts, height, o.memory, o.seed, polishing, self.device.name)
+            alignment, reason = refined(tilts, height, o.memory, o.seed, polishing, self.device.name, bool(self.others))
             polished[source.name] = alignment_to_dict(alignment), reason
             self.kept.save()
         values, facts["refined"] = polished[source.name]

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from inrtomo.commands._common import DEVICE, command
+from inrtomo.commands._common import command
 from inrtomo.commands._tomogram_options import TomogramOptions, tomogram_options
 from inrtomo.errors import InputError
 from inrtomo.reconstruct.filters import FILTERS, RadialFilter
@@ -82,7 +82,12 @@ OWN_OPTIONS = {
     click.option("--mask-gold", is_flag=True, help="Rays through gold beads do not count."),
     click.option("--seed", type=int, default=0, help="field: of everything random."),
     click.option("--resume", is_flag=True, help="field: go on with an interrupted run."),
-    DEVICE,
+    click.option(
+        "--device",
+        default="cpu",
+        metavar="auto|cpu|cuda[:N]",
+        help="What computes; auto takes a GPU if there is one; field: cuda:0,cuda:1 share the fits.",
+    ),
 )
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:

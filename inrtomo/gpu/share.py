@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from inrtomo.errors import InputError
-
-if TYPE_CHECKING:
-    from inrtomo.align.joint import JointFit
 
 SECONDS_TO_END = 20
 
@@ -119,10 +116,15 @@ _following: list[Connection] = []
 """Where the followers of this process listen."""
 
 
-def announce(fit: JointFit) -> None:
-    """Have the followers run a fit from where it is now, step by step with this process."""
-    settings = replace(fit.settings, shared=False)
-    _send((type(fit), fit.images, fit.weight, fit.motion.start, 2 * fit.half_z, settings, fit.state_dict()))
+def announce(fit: Any, work: Callable[[Any], object], settings: Any, *given: Any, **named: Any) -> None:
+    """Have the followers do the work of a fit from where it is now, step by step with this process.
+
+    Args:
+        fit: an `inrtomo.align.joint.JointFit` or one of its kind.
+        work: the method of its class that was begun.
+        settings: what it was made with, and given and named arguments beside them.
+    """
+    _send((type(fit), work, replace(settings, shared=False), given, named, fit.state_dict()))
 
 
 def _send(job: Any) -> None:
@@ -144,11 +146,11 @@ def _follow(listening: Connection, store: Path, rank: int, devices: Sequence[str
         signal.signal(number, signal.SIG_IGN)  # the leader saves its state first, then ends the others
     _join(store, rank, devices)
     while (job := _received(listening)) is not None:
-        kind, images, weight, start, thickness_px, settings, state = job
-        fit = kind(images, weight, start, thickness_px, replace(settings, device=devices[rank]))
+        kind, work, settings, given, named, state = job
+        fit = kind(*given, settings=replace(settings, device=devices[rank]), **named)
         fit.load_state_dict(state)
         try:
-            fit.run()
+            work(fit)
         except InputError:
             break  # the leader says so
     dist.destroy_process_group()

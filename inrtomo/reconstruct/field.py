@@ -87,6 +87,7 @@ class FieldSettings:
         memory_bytes: for everything.
         seed: of the first field and of the held-out blocks.
         device: ``"cpu"``, or a GPU as torch calls it.
+        shared: other processes take part (`inrtomo.gpu.share.followers`).
     """
 
     field: str = "hash"
@@ -99,6 +100,7 @@ class FieldSettings:
     memory_bytes: float = 4.0e9
     seed: int = 0
     device: str = "cpu"
+    shared: bool = False
 
     def schedule(self, image_size: tuple[int, int]) -> tuple[Scale, ...]:
         """Scales, coarse to fine, for images of a size (px)."""
@@ -251,7 +253,7 @@ class FieldFit(JointFit):
         number: int,
         recording: Recording,
     ) -> None:
-        self.alignment, self.options, self.recording = alignment, settings, recording
+        self.alignment, self.options, self.number, self.recording = alignment, settings, number, recording
         nx, ny = alignment.image_size
         nz = max(1, round(thickness_px))
         self.shape = nz, ny, nx
@@ -316,6 +318,12 @@ class FieldFit(JointFit):
         At the last one those parameters are kept that predict held-out pixels best.
         """
         schedule = self.settings.schedule
+        if self.options.shared:
+            from inrtomo.gpu.share import announce
+
+            given = self.images, self.weight, self.alignment, float(self.shape[0])
+            named = {"number": self.number, "recording": self.recording}
+            announce(self, type(self).optimise, self.options, *given, **named)
         if self.done_scales == len(schedule):  # finished by a run before this one
             self.stage_now = self.stage(schedule[-1])
         for index in range(self.done_scales, len(schedule)):
@@ -361,14 +369,17 @@ class FieldFit(JointFit):
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """As of `JointFit`, with the search of the last scale; of a finished fit what its volume is made from."""
         state: dict[str, NDArray[Any]]
+        at_work = hasattr(self, "stage_now")
         if self.done_scales < len(self.settings.schedule):
-            self.stage_now.read()
+            if at_work:
+                self.stage_now.read()
             state = super().state_dict()
         else:
             state = {f"field.{k}": v for k, v in self.field.state_dict().items()}
             state |= self.progress()
         if self.search is not None:
-            state["best"] = self.stage_now.laid_down(self.search.best)
+            best = self.search.best
+            state["best"] = self.stage_now.laid_down(best) if at_work else best
             state["search"] = np.array([self.search.rate, self.search.since])
         return state | {"held_out_loss": np.array(self.held_out_loss)}
 

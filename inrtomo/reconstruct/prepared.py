@@ -105,6 +105,7 @@ def refined(
     seed: int,
     on_step: Callable[[float, int, float], None],
     device: str = "cpu",
+    shared: bool = False,
 ) -> tuple[Alignment, str]:
     """The alignment after a joint fit that starts from it, or itself where held-out pixels prefer it; and why.
 
@@ -112,13 +113,14 @@ def refined(
         thickness_px: of the specimen, px of the images.
         on_step: told the fraction of the work that is done, the binning and the loss.
         device: of the fits.
+        shared: other processes take part in them (`inrtomo.gpu.share.followers`).
     """
     alignment = tilts.alignment
     factor = max(1, -(-max(alignment.image_size) // REFINED_SIZE))
     schedule = tuple(Scale(s.bin * factor, s.steps, s.motion_from, s.warp_from) for s in DEFAULT_SCHEDULE)
     # on the CPU the bound is for a batch of tilts, beside which there is the rest of the fit
     bound = memory_bytes / 4 if device == "cpu" else memory_bytes
-    settings = JointSettings(schedule=schedule, memory_bytes=bound, seed=seed, device=device)
+    settings = JointSettings(schedule=schedule, memory_bytes=bound, seed=seed, device=device, shared=shared)
     # the slope along y stays in the fit's frame
     slab = thickness_px + abs(np.tan(np.deg2rad(alignment.x_tilt_deg[0]))) * alignment.image_size[1]
 
