@@ -6,16 +6,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch.distributed as dist
+from click.testing import CliRunner
 
+from inrtomo.align.joint import JointFit
 from inrtomo.align.prepare import PrepareSettings
 from inrtomo.alignment import Alignment, LocalWarp
+from inrtomo.commands import _recon_run
+from inrtomo.commands.recon import main
+from inrtomo.device import Device
 from inrtomo.geometry import axis_rotation
-from inrtomo.gpu import motion
+from inrtomo.gpu import motion, share
 from inrtomo.gpu import resample as gpu
 from inrtomo.gpu.motion import lattice_indices
 from inrtomo.gpu.pixels import DevicePixelWork
+from inrtomo.io.alignment_files import write_alignment
+from inrtomo.io.mrc import read_volume, write_stack
 from inrtomo.reconstruct import fbp, prepared, rays
 from inrtomo.reconstruct.fbp import FbpSettings, LineFilter, filtered_lines
+from inrtomo.reconstruct.field import FieldFit
 from inrtomo.reconstruct.filters import RadialFilter
 from inrtomo.reconstruct.halves import Source
 from inrtomo.reconstruct.prepared import other_images, prepared_tilts
@@ -95,3 +104,42 @@ def test_a_device_prepares_on_itself():
     work = prepared.pixel_work_on("meta")
     assert isinstance(work, DevicePixelWork) and work.device == "meta"
     assert type(fbp.line_filter_on("cpu", alignment(), None, slice(0), False)) is LineFilter
+
+
+def on_two_devices(tmp_path, raw, monkeypatch, *words):
+    """What `inr-recon` says on two devices, and the volumes that it makes on them and on one."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    write_stack(tmp_path / "ts.mrc", raw, 10.0)
+    write_alignment(tmp_path, "ts", alignment(), thickness_px=20, stack="ts.mrc")
+    stack, given = tmp_path / "ts.mrc", str(tmp_path / "ts.xf")
+    said, made = "", []
+    for names in (("cpu",), ("cpu", "cpu")):
+        devices = [Device(name, "the CPU") for name in names]
+        monkeypatch.setattr(_recon_run, "choose_several", lambda *asked, devices=devices: devices)
+        out = tmp_path / "out.mrc"
+        result = CliRunner().invoke(
+            main, [str(stack), given, "-o", str(out), "--thickness", "12", "--overwrite", *words]
+        )
+        assert result.exit_code == 0, result.output
+        said = result.output
+        made.append(read_volume(out)[0])
+    return said, made
+
+
+def test_what_uses_one_device_says_so(tmp_path, raw, monkeypatch):
+    said, (one, two) = on_two_devices(tmp_path, raw, monkeypatch, "--method", "sirt", "--iterations", "2")
+    assert "idle: --method sirt computes on cpu" in said
+    np.testing.assert_array_equal(two, one)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo here")
+def test_every_fit_of_a_reconstruction_is_announced(tmp_path, raw, monkeypatch):
+    announced = []
+    monkeypatch.setattr(share, "announce", lambda fit, *rest, **named: announced.append(type(fit)))
+    said, (one, two) = on_two_devices(
+        tmp_path, raw, monkeypatch, "--method", "field", "--refine", "--average", "2", "--bin", "2"
+    )
+    assert "share the fits" in said and not dist.is_initialized()
+    assert announced.count(FieldFit) == 2 and announced.count(JointFit) >= 2
+    np.testing.assert_array_equal(two, one)
