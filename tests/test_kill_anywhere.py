@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from inrtomo.alignment import Alignment
 from inrtomo.batch.state import DONE, Batch
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.mrc import read_volume
+from inrtomo.localized.weights import card_of, load_weights
 from tests.forks import Forks
 from tests.running import ROOT, run_command
 
@@ -27,9 +29,11 @@ STAND_IN = f"import inrtomo.batch.runner as r; r.CHILD = open({str(ROOT / 'tests
 
 @pytest.fixture(scope="module")
 def smallest_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``ts.mrc`` (48 x 48 px, 11 tilts), its angles and truth."""
+    """A folder with ``ts.mrc`` (48 x 48 px, 11 tilts), its angles and truth, and ``run`` of inr-align."""
     folder = tmp_path_factory.mktemp("smallest")
     assert run_command("simulate", "-o", folder, *TINY.split()).exit_code == 0
+    given = (folder / "ts.mrc", "--tilt-axis", 0, "--seed", 1, "--fast")
+    assert run_command("align", *given, "-o", folder / "run").exit_code == 0
     return folder
 
 
@@ -97,6 +101,41 @@ def test_recon_field(smallest_series: Path, tmp_path: Path) -> None:
                 complete += 1
 
 
+def test_train(smallest_series: Path, tmp_path: Path) -> None:
+    """Training on two pairs with --resume; checkpoints come more often than every 45 s, not at validations alone."""
+    pairs = smallest_series / "pairs.star"
+    row = "ts.mrc ts_truth.json ts_truth.mrc\n"
+    pairs.write_text("data_\n\nloop_\n_inrStack #1\n_inrAlignment #2\n_inrReference #3\n" + 2 * row)
+    args = ["--pairs", pairs, "--orientation", "xyz", "--width", 16, "--batch", 128, "--steps", 300, "--device", "cpu"]
+    less = "import inrtomo.localized.training as t; t.SAVE_EVERY_S = 0.2; t.START_BLOCKS = 5000\n"
+    less += "import inrtomo.commands._train_run as r; r.LISTED_BLOCKS = 2000"
+    with Forks("train", "PROF", tmp_path / "log", ["inrtomo.commands._train_run"], less) as run:
+        assert run([*args, "-o", tmp_path / "first"]).exit_code == 0, run.said()  # compiles what was not yet
+        whole = run([*args, "-o", tmp_path / "whole"])
+        truth = load_weights(tmp_path / "whole" / "weights.safetensors")[0].state_dict()
+        moments, kills, complete = random.Random(5), 0, 0
+        while kills < KILLS or not complete:
+            out = tmp_path / f"out{complete}"
+            after = moments.uniform(0, 0.7 * whole.seconds) if kills < KILLS else 0.0
+            ended = run([*args, "-o", out, "--resume"], after)
+            kills += ended.killed
+            weights = out / "weights.safetensors"
+            if not ended.killed:
+                assert ended.exit_code == 0, run.said()
+                for name, found in load_weights(weights)[0].state_dict().items():
+                    torch.testing.assert_close(found, truth[name])
+                assert _learnt(out) == _learnt(tmp_path / "whole")
+                assert not list(out.rglob(".*"))
+                complete += 1
+            elif card_of(weights).exists():  # written last: then they are what it says
+                load_weights(weights)
+
+
+def _learnt(folder: Path) -> list[str]:
+    """The learning curve but for the time it took."""
+    return [line.rpartition(",")[0] for line in (folder / "learning_curve.csv").read_text().splitlines()]
+
+
 @pytest.mark.parametrize(
     ("name", "args", "modules"),
     [
@@ -105,6 +144,8 @@ def test_recon_field(smallest_series: Path, tmp_path: Path) -> None:
         ("fsc", "{}/ts_odd.mrc {}/ts_even.mrc -o {out}/fsc", ["inrtomo.metrics.fsc", "inrtomo.report.fsc"]),
         ("infer", "{}/ts.mrc {}/ts_truth.json -o {out}/t.mrc --halves --thickness 15", ["inrtomo.commands._infer_run"]),
         ("convert", "{}/ts_truth.json {out}/relion --to relion5 --stack {}/ts.mrc", []),
+        ("simulate", f"-o {{out}} {TINY}", ["inrtomo.simulate.specimen"]),
+        ("report", "{}/run -o {out}/ts", ["inrtomo.report.page"]),
     ],
 )
 def test_the_short_ones(smallest_series: Path, tmp_path: Path, name: str, args: str, modules: list[str]) -> None:

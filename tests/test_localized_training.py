@@ -81,6 +81,20 @@ def test_training_goes_on_after_a_kill_as_if_nothing_had_been(cache: SampleCache
         torch.testing.assert_close(a, b)
 
 
+def test_what_would_be_lost_is_saved_between_validations_that_are_far_apart(
+    cache: SampleCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inrtomo.localized.training.SAVE_EVERY_S", 0.0)
+    saved: list[int] = []
+    pool = Pool(cache, 10, SMALL.blocks)
+    pool.refill()
+    settings = TrainingSettings(steps=25, batch=64, validate_every=20)
+    run = Training.fresh(SMALL, pool, [made_up(100)], settings, "cpu")
+    run.run(lambda now: False, lambda now: saved.append(now.state.step))
+    assert saved == [step for step in range(1, 25) if step != 20]
+    assert [row[0] for row in run.state.curve] == [0, 20, 25]
+
+
 class Trap:
     """What a pickle that runs something when it is opened looks like."""
 
@@ -240,6 +254,8 @@ def test_train_on_pairs_then_fine_tune_then_infer(inr: Inr, series: Path, monkey
     assert_refused(inr("train", "-o", out, *options, "--steps", 80), "--resume")
     assert inr("train", "-o", out, *options, "--steps", 80, "--resume").exit_code == 0
     assert json.loads((out / "weights.json").read_text())["training"]["steps"] == 80
+    (out / "checkpoint.pt").unlink()
+    assert_refused(inr("train", "-o", out, *options, "--steps", 90, "--resume"), "no checkpoint.pt", "--overwrite")
     tuned = inr("train", "-o", series / "tuned", *options, "--steps", 5, "--start", out / "weights.safetensors")
     assert tuned.exit_code == 0, tuned.output
     record = json.loads((series / "tuned" / "weights.json").read_text())
@@ -302,7 +318,6 @@ def test_train_refuses(inr: Inr, series: Path) -> None:
     star.write_text("data_\nloop_\n_inrStack #1\nts.mrc\n")
     assert_refused(inr(*out, "--pairs", star), "inrReference")
     assert_refused(inr(*out, "--simulate", "--densities", series / "none"), "none", "no such folder")
-    assert_refused(inr(*out, "--simulate", "--resume"), "no such checkpoint")
     assert not (series / "t" / "weights.json").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import shutil
 import sys
@@ -45,13 +47,13 @@ class Run:
     def __init__(self, options: Options) -> None:
         self.o = o = options
         self.device = choose(o.device)
-        self.paths = {name: o.folder / name for name in ("weights.safetensors", "learning_curve.csv", "checkpoint.pt")}
+        self.paths = {name: o.folder / name for name in ("checkpoint.pt", "weights.safetensors", "learning_curve.csv")}
         self.checkpoint = self.paths["checkpoint.pt"]
         there = [path for path in (*self.paths.values(), card_of(self.paths["weights.safetensors"])) if path.exists()]
-        if o.resume and not self.checkpoint.is_file():
-            raise InputError(f"{self.checkpoint}: no such checkpoint; leave --resume out")
         if there and not (o.resume or o.overwrite):
             raise InputError(f"{there[0]}: exists; give --resume to go on, --overwrite to start anew, another folder")
+        if there and o.resume and not (o.overwrite or self.checkpoint.exists()):
+            raise InputError(f"{there[0]}: exists, but no {self.checkpoint.name} to go on from; give --overwrite")
         if o.densities is not None and not o.densities.is_dir():
             raise InputError(f"{o.densities}: no such folder; give one of MRC densities")
         self.model = None
@@ -65,11 +67,12 @@ class Run:
         self.rows = [] if o.pairs is None else _listed(o.pairs)
         make_folder(o.folder)
         if o.overwrite and not o.resume:
-            for path in there:
+            for path in there:  # the checkpoint first, so that nothing goes on with what is only half removed
                 path.unlink()
             shutil.rmtree(o.folder / "cache", ignore_errors=True)
-        self.cache = SampleCache(o.folder / "cache" / "train", o.cache_pairs)
-        self.held_out = SampleCache(o.folder / "cache" / "held_out", 10**6)
+        cache = o.folder / "cache" / self.source()
+        self.cache = SampleCache(cache / "train", o.cache_pairs)
+        self.held_out = SampleCache(cache / "held_out", 10**6)
         self.settings = TrainingSettings(
             o.steps, o.batch, o.rate or (RATE if self.start is None else FINE_RATE), pool=o.cache_pairs, seed=o.seed
         )
@@ -91,12 +94,13 @@ class Run:
                 wait_for(self.cache, FIRST_PAIRS, processes)
             pool.refill()
             held_out = [s for path in self.held_out.paths() if (s := self.held_out.load(path)) is not None]
-            if self.model is None or o.resume:
+            if self.model is None:
                 training = Training.fresh(a, pool, held_out, self.settings, self.device.name)
             else:
                 training = Training(self.model, pool, held_out, self.settings, self.device.name)
-            if o.resume:
+            if o.resume and self.checkpoint.exists():
                 training.load(self.checkpoint)
+                self.keep(training)
                 click.echo(f"going on after step {training.state.step}")
             with Progress("train") as progress:
 
@@ -106,16 +110,23 @@ class Run:
                     self.keep(now)
                     return False
 
-                training.run(after_validation)
+                training.run(after_validation, lambda now: now.save(self.checkpoint))
         first, best = training.state.curve[0][2], training.state.best
         click.echo(f"held-out loss {best:.4f} at step {training.state.best_step} ({first:.4f} at the start)")
         click.echo(f"wrote {self.paths['weights.safetensors']} and its card, {self.paths['learning_curve.csv']}")
 
     def keep(self, training: Training) -> None:
-        """The best weights, the curve and a checkpoint."""
+        """A checkpoint, the best weights and the curve; the checkpoint first: what goes on from it writes all anew."""
         training.save(self.checkpoint)
         save_weights(training.best_model(), self.card(training), self.paths["weights.safetensors"], overwrite=True)
         write_curve(training.state, self.o.folder / "learning_curve")
+
+    def source(self) -> str:
+        """A name for what samples are made of: those of other data, left by a run that was killed, are never used."""
+        o = self.o
+        paths = [None if path is None else str(path.resolve()) for path in (o.pairs, o.densities)]
+        of = [self.architecture.output, o.seed, *paths, o.orientation, self.rows]
+        return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:12]
 
     @contextmanager
     def data(self) -> Iterator[list[BaseProcess]]:

@@ -51,7 +51,7 @@ STEPS, BATCH, RATE, FINE_RATE, WIDTH, DEPTH = 20000, 4096, 2e-3, 3e-4, 160, 2
 @click.option("--workers", type=click.IntRange(1), default=1, help="--simulate: processes that make pairs.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of specimens, noise, batches and first weights.")
 @click.option("--device", default="auto", help=DEVICE_HELP)
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the folder.")
+@click.option("--resume", is_flag=True, help="Go on with what is in the folder, if anything is.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds results.")
 def main(**options: Any) -> None:
     """Train the network of inr-infer.

@@ -1,4 +1,4 @@
-"""Training: samples of many pairs, shuffled; a held-out set decides which weights are kept; a kill costs minutes."""
+"""Training: samples of many pairs, shuffled; a held-out set decides which weights are kept; a kill costs a minute."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ START_BLOCKS = 100_000  # for the least-squares filters
 EMA_STEPS = 300
 WARM_UP = 100
 REFILL_STEPS = 250  # between looks for new files
+SAVE_EVERY_S = 45.0  # where validations, which save too, are further apart
 LEVELS_DB = (6.0, 15.0)
 """Held-out pairs are told apart by how far they are above the noise when smoothed by 2 px."""
 
@@ -39,7 +40,7 @@ class TrainingSettings:
     steps: of the optimiser, after which the rate has fallen to zero.
     batch: blocks a step.
     rate: highest learning rate.
-    validate_every: steps; a checkpoint is written as often.
+    validate_every: steps.
     pool: pairs held in memory.
     seed: of batches and first weights.
     """
@@ -59,6 +60,7 @@ class State:
 
     Attributes:
         curve: (step, loss in training, loss on held-out pairs, best so far, seconds) at every validation.
+        training_losses: of the steps since the last one.
     """
 
     step: int = 0
@@ -67,6 +69,7 @@ class State:
     best_step: int = 0
     seen: int = 0
     curve: list[tuple[int, float, float, float, float]] = field(default_factory=list)
+    training_losses: list[float] = field(default_factory=list)
 
 
 class Pool:
@@ -135,25 +138,34 @@ class Training:
         model.start(*pool.batch(START_BLOCKS, np.random.default_rng([settings.seed, 1])))
         return cls(model, pool, held_out, settings, device)
 
-    def run(self, after_validation: Callable[[Training], bool]) -> None:
-        """All steps that are left; stops early when told to by ``after_validation``."""
+    def run(
+        self, after_validation: Callable[[Training], bool], save: Callable[[Training], None] = lambda now: None
+    ) -> None:
+        """All steps that are left; stops early when told to by ``after_validation``.
+
+        ``save`` is called between validations that take long to come; a checkpoint is ``after_validation``'s own work.
+        """
         s, state = self.settings, self.state
-        if state.step == 0:
-            self._validate(float("nan"), 0.0)
+        if not state.curve:
+            self._validate()
             after_validation(self)
-        begun, total, count = time.monotonic(), 0.0, 0
+        counted = saved = time.monotonic()
         while state.step < s.steps:
             random = np.random.default_rng([s.seed, 2, state.step])
             if state.step % REFILL_STEPS == 0:
                 self.pool.refill()
-            total, count = total + self._step(random), count + 1
+            state.training_losses.append(self._step(random))
             state.step += 1
+            now = time.monotonic()
+            state.seconds, counted = state.seconds + now - counted, now
             if state.step % s.validate_every == 0 or state.step == s.steps:
-                now = time.monotonic()
-                self._validate(total / count, now - begun)
-                begun, total, count = now, 0.0, 0
+                self._validate()
                 if after_validation(self):
                     return
+                saved = time.monotonic()
+            elif now - saved > SAVE_EVERY_S:
+                save(self)
+                saved = time.monotonic()
 
     @torch.no_grad()
     def losses(self) -> F32:
@@ -235,9 +247,10 @@ class Training:
         self.state.seen += len(x)
         return float(loss.detach())
 
-    def _validate(self, training_loss: float, seconds: float) -> None:
+    def _validate(self) -> None:
         state = self.state
-        state.seconds += seconds
+        training_loss = float(np.mean(state.training_losses)) if state.training_losses else float("nan")
+        state.training_losses = []
         loss = float(np.mean(self.losses()))
         if loss < state.best:
             state.best, state.best_step = loss, state.step

@@ -207,5 +207,5 @@ def _panels(count: int, height_over_width: float) -> tuple[Figure, list[Axes]]:
 def save(figure: Figure, path: str | Path) -> Path:
     """Write the figure; an older picture of the same name is replaced (commands check their outputs before)."""
     with atomic_path(path, overwrite=True) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=DPI)
+        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=DPI, metadata={"Date": None})
     return Path(path)

@@ -339,8 +339,8 @@ def _flagged(run: Run, found: Consistency | None, order: NDArray[np.int64] | Non
 
 @contextmanager
 def _drawing() -> Iterator[_Pictures]:
-    # text stays text: small files, and what is written can be searched and copied
-    style: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif"}
+    # text stays text: small files, and what is written can be searched and copied; equal runs have equal pages
+    style: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "inrtomo"}
     with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context(style):
         yield _Pictures(Path(folder))
 
