@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 from click.testing import CliRunner
 
-from inrtomo.align.joint import JointFit
+from inrtomo.align.joint import JointFit, standardised
 from inrtomo.align.prepare import PrepareSettings
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.commands import _recon_run
@@ -97,6 +97,18 @@ def test_pixels_see_the_same_rays(interpolation, monkeypatch):
     for one, two in zip(ours.indices, other.indices, strict=True):
         np.testing.assert_allclose(two, one, atol=2e-5)
         assert np.ptp(one) > 10
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_the_images_of_a_scale_are_the_same(raw, factor):
+    few = np.zeros(raw.shape[1:], dtype=np.float32)
+    few[::9, ::9] = 1  # most differences are zero
+    images = np.concatenate([raw, few[None], np.ones_like(few)[None]])
+    (ours, noise), (other, other_noise) = standardised(images, factor), gpu.standardised(images, factor, "cpu")
+    np.testing.assert_allclose(other_noise, noise, rtol=1e-4, atol=1e-6)
+    some = noise > 1e-3
+    assert some.sum() >= len(raw) and ours[some].std() > 0.9
+    np.testing.assert_allclose(other[some], ours[some], atol=2e-4 * np.abs(ours[some]).max())
 
 
 def test_a_device_prepares_on_itself():

@@ -117,6 +117,7 @@ class JointSettings:
 
 FIELD_RATES = {"hash": 0.03, "voxel": 0.1, "mlp": 1e-3, "siren": 3e-4, "tensor": 0.03}
 HELD_BLOCK_PX = 16
+LEAST_NOISE = 1e-20  # of an image without any
 LATTICE_MARGIN_PX = 16.0
 RATE_AT_END = 0.1  # both rates fall linearly to this fraction within a scale, which averages the noise of late steps
 
@@ -177,13 +178,21 @@ def blocks_to_hold_out(shape: tuple[int, ...], fraction: float, seed: int) -> ND
     return np.random.default_rng(seed).random(blocks) < fraction
 
 
-def scaled_data(images: F32, weight: F32, factor: int, held_blocks: NDArray[np.bool_]) -> ScaledData:
-    """Images of one scale with noise sd 1 and median 0, split into fitted and held-out pixels."""
+def standardised(images: F32, factor: int) -> tuple[F32, Array]:
+    """Images binned, with noise sd 1 and median 0, and the noise sd ``(n,)`` that they had."""
     binned = binned_stack(images, factor)
-    n, rows, cols = binned.shape
-    noise = np.maximum(noise_sd(binned), 1e-20)
+    noise = np.maximum(noise_sd(binned), LEAST_NOISE)
     binned /= noise[:, None, None].astype(np.float32)
     binned -= np.median(binned, axis=(1, 2), keepdims=True)
+    return binned, noise
+
+
+def scaled_data(
+    images: F32, weight: F32, factor: int, held_blocks: NDArray[np.bool_], device: str = "cpu"
+) -> ScaledData:
+    """Images of one scale, made on a device with noise sd 1 and median 0, split into fitted and held-out pixels."""
+    binned, noise = standardised(images, factor) if device == "cpu" else _standardised_on(device, images, factor)
+    n, rows, cols = binned.shape
     w = weight[:, : rows * factor, : cols * factor].reshape(n, rows, factor, cols, factor).min(axis=(2, 4))
     x = (centred_coordinates(cols) * factor) + (cols * factor - images.shape[2]) / 2
     y = (centred_coordinates(rows) * factor) + (rows * factor - images.shape[1]) / 2
@@ -200,6 +209,12 @@ def scaled_data(images: F32, weight: F32, factor: int, held_blocks: NDArray[np.b
         x,
         y,
     )
+
+
+def _standardised_on(device: str, images: F32, factor: int) -> tuple[F32, Array]:
+    from inrtomo.gpu.resample import standardised
+
+    return standardised(images, factor, device)
 
 
 def half_reach(alignment: Alignment) -> tuple[float, float]:
@@ -241,7 +256,7 @@ class JointFit:
         self.held_blocks = blocks_to_hold_out(images.shape, s.held_out, s.seed)
         self.half_u, self.half_v = half_reach(start)
         first = s.schedule[0].bin
-        data = scaled_data(images, weight, first, self.held_blocks)
+        data = scaled_data(images, weight, first, self.held_blocks, s.device)
         self.unit = data.noise / first
         signal = np.sqrt(max(float(np.var(data.images)) - 1.0, 0.05))
         self.density_unit = 2 * signal / np.sqrt(self.lattice(first).shape[0])
@@ -373,7 +388,7 @@ class Stage:
     def __init__(self, fit: JointFit, scale: Scale) -> None:
         self.fit, self.scale = fit, scale
         s = fit.settings
-        self.data = data = scaled_data(fit.images, fit.weight, scale.bin, fit.held_blocks)
+        self.data = data = scaled_data(fit.images, fit.weight, scale.bin, fit.held_blocks, s.device)
         self.lattice = fit.lattice(scale.bin)
         self.n_u = 2 * int(np.ceil(fit.half_u / scale.bin)) + 1
         self.active = max(1.0, s.levels - np.log2(scale.bin / s.schedule[-1].bin))

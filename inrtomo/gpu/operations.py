@@ -30,7 +30,7 @@ def hash_field(grid: HashGrid, decoder: Decoder, scale: float, device: str, back
     module, name = {
         "triton": ("hash_field", "HashField"),
         "plain": ("plain_field", "PlainField"),
-        "tinycudann": ("tinycudann_field", "TinyCudaField"),  # at points only, with parameters of its own
+        "tinycudann": ("tinycudann_field", "TinyCudaField"),  # with parameters of its own
     }[backend]
     made: Any = getattr(importlib.import_module(f"inrtomo.gpu.{module}"), name)(grid, decoder, scale, device)
     return made

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inrtomo.align.joint import LEAST_NOISE
+from inrtomo.align.prepare import FEW_COUNTS
 from inrtomo.alignment import Alignment, interpolation_matrix
 from inrtomo.dose import critical_exposure
 from inrtomo.export import AlignedImage, Sections
-from inrtomo.gpu.pixels import DevicePixelWork
+from inrtomo.gpu.pixels import DevicePixelWork, quantile
 from inrtomo.gpu.sampling import read_spline
 from inrtomo.reconstruct.fbp import OVERSAMPLING, LineFilter
 from inrtomo.resample import EDGE_TOLERANCE_PX, FILL_BLOCK, FILL_CONFIDENCE_PIXELS, Frame, edge_window, padded_warp
@@ -119,6 +121,20 @@ class DeviceLineFilter(LineFilter):
         transform = torch.fft.rfft(values - mean) * pixels.sent(weights)
         dense = torch.fft.irfft(transform, n=OVERSAMPLING * values.shape[1])[:, self.kept]
         return pixels.fetched(pixels.splined(dense) if self.splined else dense)
+
+
+def standardised(images: F32, factor: int, device: str) -> tuple[F32, Array]:
+    """As `inrtomo.align.joint.standardised`."""
+    ny, nx = (size // factor * factor for size in images.shape[1:])
+    binned, noise = np.empty((len(images), ny // factor, nx // factor), np.float32), np.empty(len(images))
+    for i, image in enumerate(images):
+        values = fourier_bin(torch.tensor(image[:ny, :nx], dtype=torch.float32, device=device), factor, None)
+        d = (values[1:, 1:] - values[:-1, 1:] - values[1:, :-1] + values[:-1, :-1]) / 2
+        robust, whole = quantile(d.abs(), 0.5) / 0.6745, (d**2).mean(dtype=torch.float64).sqrt()
+        sd = torch.where(robust > FEW_COUNTS * whole, robust, whole).clamp_min(LEAST_NOISE)
+        values = values / sd.float()
+        binned[i], noise[i] = (values - quantile(values, 0.5)).cpu().numpy(), float(sd)
+    return binned, noise
 
 
 def fill_invalid(values: Tensor, valid: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class FieldStage(Stage):
         self.transfer = None if recording.transfer is None else recording.transfer(scale.bin)
         self.check: F32 | None = None
         if recording.check is not None:
-            other = scaled_data(recording.check, fit.weight, scale.bin, fit.held_blocks)
+            other = scaled_data(recording.check, fit.weight, scale.bin, fit.held_blocks, fit.settings.device)
             ratio = other.noise_of_tilt / self.data.noise_of_tilt
             self.check = other.images * ratio[:, None, None].astype(np.float32)
             self.data.held = self.data.fit
