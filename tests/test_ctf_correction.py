@@ -212,7 +212,7 @@ def seam_energy(monkeypatch: pytest.MonkeyPatch, step: float, fade: float) -> fl
     corrected = ctf_corrected(lambda m: smooth, given, DEFOCUS_A)(0)
     bends = np.diff(corrected, n=2, axis=1).astype(np.float64) ** 2
     view = ctf_correction._Series.of(given, DEFOCUS_A, 1, None, 300.0, 2.7, 0.07).view(0)
-    nodes, _ = view._nodes
+    nodes, _ = view.nodes
     columns = (nodes[1:] + nodes[:-1]) / 2 / view.gradient[0] + (512 - 1) / 2
     boundary = np.zeros(510, dtype=bool)
     for column in columns:

@@ -14,15 +14,17 @@ from inrtomo.align.prepare import PrepareSettings
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.commands import _recon_run
 from inrtomo.commands.recon import main
+from inrtomo.ctf import Defoci
 from inrtomo.device import Device
 from inrtomo.geometry import axis_rotation
-from inrtomo.gpu import motion, share
+from inrtomo.gpu import ctf, motion, share
 from inrtomo.gpu import resample as gpu
 from inrtomo.gpu.motion import lattice_indices
 from inrtomo.gpu.pixels import DevicePixelWork
 from inrtomo.io.alignment_files import write_alignment
 from inrtomo.io.mrc import read_volume, write_stack
-from inrtomo.reconstruct import fbp, prepared, rays
+from inrtomo.reconstruct import ctf_correction, fbp, prepared, rays
+from inrtomo.reconstruct.ctf_correction import ctf_corrected
 from inrtomo.reconstruct.fbp import FbpSettings, LineFilter, filtered_lines
 from inrtomo.reconstruct.field import FieldFit
 from inrtomo.reconstruct.filters import RadialFilter
@@ -109,6 +111,26 @@ def test_the_images_of_a_scale_are_the_same(raw, factor):
     some = noise > 1e-3
     assert some.sum() >= len(raw) and ours[some].std() > 0.9
     np.testing.assert_allclose(other[some], ours[some], atol=2e-4 * np.abs(ours[some]).max())
+
+
+@pytest.mark.parametrize("mode", ["flip", "wiener"])
+@pytest.mark.parametrize("angle", [0.0, 60.0])
+def test_the_transfer_function_is_undone_alike(mode, angle, monkeypatch):
+    monkeypatch.setattr(
+        ctf_correction, "_gathered_on", lambda device, view, image, noise: ctf.gathered(view, image, noise, "cpu")
+    )
+    size, rng = (120, 96), np.random.default_rng(0)
+    image = rng.normal(20, 3, size[::-1]).astype(np.float32)
+    given = Alignment.identity(np.array([angle]), size, 30.0, 4.0)
+    defoci = Defoci(np.array([3e4]), np.array([800.0]), np.array([20.0]), np.zeros(1))
+    ours, other = (
+        ctf_corrected(lambda tilt: image, given, defoci, mode, device=device)(0) for device in ("cpu", "meta")
+    )
+    if angle:
+        assert len(ctf_correction._Series.of(given, defoci, 1, None, 300.0, 2.7, 0.07).view(0).windows) > 3
+    # where the function is zero to rounding its sign may be either
+    assert np.linalg.norm(other - ours) < 1e-3 * np.linalg.norm(ours - ours.mean()) and ours.std() > 0.05
+    assert np.linalg.norm(ours - image) > 0.3 * np.linalg.norm(image - image.mean())
 
 
 def test_a_device_prepares_on_itself():

@@ -92,7 +92,8 @@ class Run(TomogramRun[Options]):
         """The source with the phases that the transfer function has turned turned back."""
         if self.defoci is None:
             return source
-        image = ctf_corrected(source.image, source.alignment, self.defoci, "flip", self.o.voltage)
+        given = source.image, source.alignment, self.defoci, "flip", self.o.voltage
+        image = ctf_corrected(*given, device=self.device.name)
         return replace(source, image=image)
 
 

@@ -157,7 +157,7 @@ class Run(TomogramRun[Options]):
         if defoci is None or o.method == "field":
             return source
         alignment = source.alignment
-        image = ctf_corrected(source.image, alignment, defoci, o.ctf_mode, o.voltage)
+        image = ctf_corrected(source.image, alignment, defoci, o.ctf_mode, o.voltage, device=self.device.name)
         return replace(source, image=image)
 
     def fbp(self, source: Source, progress: Progress) -> Iterator[Slab]:

@@ -65,6 +65,7 @@ def ctf_corrected(
     cs_mm: float = 2.7,
     amplitude_contrast: float = 0.07,
     pixel_size_A: float | None = None,
+    device: str = "cpu",
 ) -> ImageReader:
     """A reader of CTF-corrected raw images ``(ny, nx)``, for any method that reads raw images.
 
@@ -76,6 +77,7 @@ def ctf_corrected(
             ``"wiener"`` also evens out amplitudes, ``H / (H^2 + 1 / SNR(k))`` with the power law `SpectralSnr` that
             the images with least tilt follow; it restores low frequencies and damps what is mostly noise.
         pixel_size_A: of the raw images; the alignment's if None.
+        device: where images are filtered.
     """
     if mode not in MODES:
         raise ValueError(f"unknown CTF correction {mode!r}; use one of {', '.join(MODES)}")
@@ -83,10 +85,13 @@ def ctf_corrected(
     found: list[SpectralSnr] = []
     fade = FLIP_FADE if mode == "flip" else 1.0
 
+    def noise(frequency: F32) -> F32 | None:
+        return None if mode == "flip" else 1 / found[0](frequency)
+
     def gain(ctf: F32, frequency: F32) -> F32:
-        if mode == "flip":
+        if (per_signal := noise(frequency)) is None:
             return np.where(ctf < 0, np.float32(-1), np.float32(1))
-        return np.asarray(ctf / (ctf * ctf + 1 / found[0](frequency)), dtype=np.float32)
+        return np.asarray(ctf / (ctf * ctf + per_signal), dtype=np.float32)
 
     def corrected(tilt: int) -> F32:
         if mode == "wiener" and not found:
@@ -94,9 +99,17 @@ def ctf_corrected(
             found.append(series.snr(image, [int(m) for m in alignment.included[least]]))
         raw = np.asarray(image(tilt), dtype=np.float32)
         mean = raw.mean(dtype=np.float64).astype(np.float32)
-        return series.view(tilt, fade).gather(raw - mean, gain) + mean
+        view = series.view(tilt, fade)
+        filtered = view.gather(raw - mean, gain) if device == "cpu" else _gathered_on(device, view, raw - mean, noise)
+        return filtered + mean
 
     return corrected
+
+
+def _gathered_on(device: str, view: TiltedView, image: F32, noise: Callable[[F32], F32 | None]) -> F32:
+    from inrtomo.gpu.ctf import gathered
+
+    return gathered(view, image, noise, device)
 
 
 class CtfOperator:
@@ -208,9 +221,9 @@ class _Series:
         optics = voltage_kV, cs_mm, amplitude_contrast
         return cls(alignment, defoci, (ny // bin, nx // bin), bin, raw_pixel * bin, optics)
 
-    def view(self, tilt: int, fade: float = 1.0) -> _View:
+    def view(self, tilt: int, fade: float = 1.0) -> TiltedView:
         d = self.defoci
-        return _View(
+        return TiltedView(
             self.shape,
             self.pixel_size_A,
             float(d.defocus_A[tilt]),
@@ -231,7 +244,7 @@ class _Series:
     def snr(self, image: ImageReader, tilts: Sequence[int]) -> SpectralSnr:
         """The law that the power spectra of some images follow, gold and hot pixels clipped."""
         ny, nx = self.shape
-        frequency = _frequencies(self.shape, self.pixel_size_A)
+        frequency = frequencies(self.shape, self.pixel_size_A)
         lowest, highest = SNR_LOWEST / (min(ny, nx) * self.pixel_size_A), 0.5 / self.pixel_size_A
         n_shells = min(SNR_SHELLS, min(ny, nx) // 4)
         shell = np.floor((frequency - lowest) / (highest - lowest) * n_shells).astype(int)
@@ -259,7 +272,7 @@ class _Series:
 
 
 @dataclass(frozen=True)
-class _View:
+class TiltedView:
     """The strips of one image.
 
     ``gather`` filters the whole image with each strip's CTF and takes the strip out of it, ``scatter`` filters each
@@ -280,28 +293,28 @@ class _View:
     fade: float
 
     def gather(self, image: F32, gain: Gain) -> F32:
-        rows, columns = self._mirror
+        rows, columns = self.mirror
         padded = np.asarray(image, dtype=np.float32)[rows][:, columns]
         out = np.zeros(self.shape, dtype=np.float32)
-        height, width = self._box
+        height, width = self.box
         last, spectrum, threads = None, np.zeros(0), nb.get_num_threads()
         for (y, x), weight, filtering in self._strips(gain):
             box = (slice(y.start, y.start + height), slice(x.start, x.start + width))
             if box != last:  # strips of an oblique axis may share a box
                 last, spectrum = box, scipy.fft.rfft2(padded[box], workers=threads)
-            filtered = scipy.fft.irfft2(spectrum * filtering, s=self._box, workers=threads)
-            out[y, x] += weight * filtered[self._inside(y, x)]
+            filtered = scipy.fft.irfft2(spectrum * filtering, s=self.box, workers=threads)
+            out[y, x] += weight * filtered[self.inside(y, x)]
         return out
 
     def scatter(self, image: F32, gain: Gain) -> F32:
-        rows, columns = self._mirror
+        rows, columns = self.mirror
         total = np.zeros((len(rows), len(columns)), dtype=np.float32)
-        (height, width), threads = self._box, nb.get_num_threads()
+        (height, width), threads = self.box, nb.get_num_threads()
         for (y, x), weight, filtering in self._strips(gain):
-            box = np.zeros(self._box, dtype=np.float32)
-            box[self._inside(y, x)] = weight * image[y, x]
+            box = np.zeros(self.box, dtype=np.float32)
+            box[self.inside(y, x)] = weight * image[y, x]
             spectrum = scipy.fft.rfft2(box, workers=threads) * filtering
-            filtered = scipy.fft.irfft2(spectrum, s=self._box, workers=threads)
+            filtered = scipy.fft.irfft2(spectrum, s=self.box, workers=threads)
             total[y.start : y.start + height, x.start : x.start + width] += filtered
         folded = np.zeros((self.shape[0], len(columns)), dtype=np.float32)
         np.add.at(folded, rows, total)
@@ -311,7 +324,7 @@ class _View:
 
     def phase(self, shape: tuple[int, int]) -> tuple[F32, F32]:
         """Offset and slope of the CTF's phase for ``rfft2`` of an array of a shape, ``(ny, nx // 2 + 1)``."""
-        frequency = _frequencies(shape, self.pixel_size_A)
+        frequency = frequencies(shape, self.pixel_size_A)
         offset, slope = ctf_phase(frequency, *self.optics, self.phase_shift_deg)
         size, direction = self.astigmatism
         if size:
@@ -321,7 +334,7 @@ class _View:
         return offset.astype(np.float32), slope.astype(np.float32)
 
     @cached_property
-    def _nodes(self) -> tuple[Array, float]:
+    def nodes(self) -> tuple[Array, float]:
         """Underfocus less that of the middle (Å) of every strip's centre, and their spacing."""
         ny, nx = self.shape
         farthest = (abs(self.gradient[0]) * (nx - 1) + abs(self.gradient[1]) * (ny - 1)) / 2
@@ -332,9 +345,9 @@ class _View:
         return np.linspace(-farthest, farthest, intervals + 1), 2 * farthest / intervals
 
     @cached_property
-    def _windows(self) -> list[tuple[slice, slice]]:
+    def windows(self) -> list[tuple[slice, slice]]:
         """Rows and columns in which each strip has weight."""
-        nodes, spacing = self._nodes
+        nodes, spacing = self.nodes
         half = [(n - 1) / 2 for n in self.shape[::-1]]
         windows = []
         for node in nodes:
@@ -351,7 +364,7 @@ class _View:
         return windows
 
     @cached_property
-    def _margin(self) -> int:
+    def margin(self) -> int:
         """Pixels around a strip that reach into it through the CTF."""
         wavelength = electron_wavelength_A(self.optics[0])
         defocus = abs(self.defocus_A)
@@ -360,43 +373,43 @@ class _View:
         return LEAST_MARGIN + int(np.ceil(max(REACHES * reach, PERIODS * period)))
 
     @cached_property
-    def _box(self) -> tuple[int, int]:
+    def box(self) -> tuple[int, int]:
         """What is transformed for each strip: the largest strip and its margins, to a length that is fast."""
-        height, width = (max(w[axis].stop - w[axis].start for w in self._windows) for axis in (0, 1))
-        margins = 2 * self._margin
+        height, width = (max(w[axis].stop - w[axis].start for w in self.windows) for axis in (0, 1))
+        margins = 2 * self.margin
         return scipy.fft.next_fast_len(height + margins, real=True), scipy.fft.next_fast_len(width + margins, real=True)
 
     @cached_property
-    def _mirror(self) -> tuple[Ints, Ints]:
+    def mirror(self) -> tuple[Ints, Ints]:
         """Rows and columns of the image that the padded image, which holds every box, is made of."""
         rows, columns = (
             np.pad(
                 np.arange(n),
-                (self._margin, max(w[axis].start for w in self._windows) + self._box[axis] - n - self._margin),
+                (self.margin, max(w[axis].start for w in self.windows) + self.box[axis] - n - self.margin),
                 mode="symmetric",
             )
             for axis, n in enumerate(self.shape)
         )
         return rows, columns
 
-    def _inside(self, y: slice, x: slice) -> tuple[slice, slice]:
+    def inside(self, y: slice, x: slice) -> tuple[slice, slice]:
         """A strip in its box."""
-        m = self._margin
+        m = self.margin
         return slice(m, m + y.stop - y.start), slice(m, m + x.stop - x.start)
 
     def _strips(self, gain: Gain) -> Iterator[tuple[tuple[slice, slice], F32, F32]]:
         """Window, interpolation weights within it, and filter of every strip."""
-        offset, slope = self.phase(self._box)
-        frequency = _frequencies(self._box, self.pixel_size_A).astype(np.float32)
-        nodes, spacing = self._nodes
+        offset, slope = self.phase(self.box)
+        frequency = frequencies(self.box, self.pixel_size_A).astype(np.float32)
+        nodes, spacing = self.nodes
         y, x = (centred_coordinates(n) for n in self.shape)
-        for node, window in zip(nodes, self._windows, strict=True):
+        for node, window in zip(nodes, self.windows, strict=True):
             filtering = gain(np.sin(offset + slope * np.float32(self.defocus_A + node)), frequency)
             change = self.gradient[1] * y[window[0], None] + self.gradient[0] * x[window[1]]
             weight = np.clip(0.5 + (0.5 - np.abs(change - node) / spacing) / self.fade, 0, 1).astype(np.float32)
             yield window, weight, filtering
 
 
-def _frequencies(shape: tuple[int, int], pixel_size_A: float) -> Array:
+def frequencies(shape: tuple[int, int], pixel_size_A: float) -> Array:
     """Spatial frequency (1/Å) of ``rfft2`` of an array of a shape."""
     return np.hypot(np.fft.fftfreq(shape[0], pixel_size_A)[:, None], np.fft.rfftfreq(shape[1], pixel_size_A))
