@@ -2,7 +2,10 @@
 
 import os
 
+from inrtomo._kernels import find_place
+
 # numba's threads otherwise spin while they wait, which on a shared machine makes two slower than one
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+find_place()
 
 __version__ = "0.1.0"

@@ -7,20 +7,21 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from inrtomo import __version__
+from inrtomo import __version__, _kernels
 from inrtomo.commands import recon
 from inrtomo.losses import COUNT_KINDS, KINDS
 from inrtomo.reconstruct.ctf_correction import MODES
 from inrtomo.reconstruct.field import FIELDS, FieldSettings
 from inrtomo.reconstruct.sart_tv import SartTvSettings
 from inrtomo.reconstruct.sirt import SirtSettings
-from tests.running import ROOT
+from tests.running import ROOT, run_command
 from tests.test_commands import NAMES
 
 CONTAINERS = ROOT / "integration" / "containers"
@@ -48,6 +49,32 @@ def test_alignment_pipeline_does_without_torch() -> None:
     """Only networks need it, and it takes longer to load than everything else together."""
     code = "import sys, inrtomo.align.pipeline, inrtomo.commands._recon_run; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_kernels_have_a_place_where_neither_the_package_nor_the_home_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()  # what lies below a file cannot be written, by root neither
+    monkeypatch.setattr(_kernels, "__file__", str(tmp_path / "file" / "inrtomo" / "_kernels.py"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def found(home: Path) -> str:
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+        _kernels.find_place()
+        return os.environ["NUMBA_CACHE_DIR"]
+
+    assert found(tmp_path / "new") == ""  # numba's own choice
+    own = found(tmp_path / "file")
+    assert (
+        own == found(tmp_path / "file") and Path(own).parent == tmp_path and Path(own).stat().st_mode & 0o777 == 0o700
+    )
+    Path(own).chmod(0o777)  # where anybody could have put anything into it
+    assert found(tmp_path / "file") != own
+    code = "from inrtomo.simulate import rays; print(rays._march._cache.cache_path)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(str(tmp_path))
 
 
 def test_defaults_in_the_help_of_recon_are_those_of_its_methods() -> None:
@@ -166,3 +193,25 @@ def test_an_install_without_a_network(tmp_path: Path) -> None:
     script = "\n".join(definition()[1]["test"])
     ran = subprocess.run(["sh"], input=script, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("apptainer") is None, reason="needs Apptainer")
+def test_the_apptainer_image(tmp_path: Path) -> None:
+    """Built of the definition, whose own test is part of that; then it aligns a series that lies outside of it."""
+
+    def apptainer(*args: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["apptainer", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=3000)
+
+    image, series = tmp_path / "inrtomo.sif", tmp_path / "series"
+    built = apptainer("build", image, DEFINITION)
+    if "conveyor failed to get" in built.stderr:
+        pytest.skip(f"the base image cannot be fetched: {built.stderr.splitlines()[-1]}")
+    assert built.returncode == 0, built.stdout + built.stderr
+    simulated = run_command("simulate", "-o", series, "--base", "ts", "--size", 96, 96, "--thickness", 30, "--warp", 0)
+    assert simulated.exit_code == 0, simulated.output
+    args = (series / "ts.mrc", "-o", tmp_path / "out", "--tilt-axis", 0, "--fast")
+    aligned = apptainer("run", "--bind", tmp_path, image, "inr-align", *args)
+    assert aligned.returncode == 0, aligned.stdout + aligned.stderr
+    angles, transforms = (path.read_text().splitlines() for path in (series / "ts.rawtlt", tmp_path / "out" / "ts.xf"))
+    assert len(transforms) == len(angles)
