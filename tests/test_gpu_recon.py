@@ -17,7 +17,7 @@ from inrtomo.commands.recon import main
 from inrtomo.ctf import Defoci
 from inrtomo.device import Device
 from inrtomo.geometry import axis_rotation
-from inrtomo.gpu import ctf, motion, share
+from inrtomo.gpu import ctf, motion, operations, share
 from inrtomo.gpu import resample as gpu
 from inrtomo.gpu.motion import lattice_indices
 from inrtomo.gpu.pixels import DevicePixelWork
@@ -177,3 +177,21 @@ def test_every_fit_of_a_reconstruction_is_announced(tmp_path, raw, monkeypatch):
     assert "share the fits" in said and not dist.is_initialized()
     assert announced.count(FieldFit) == 2 and announced.count(JointFit) >= 2
     np.testing.assert_array_equal(two, one)
+
+
+@pytest.mark.parametrize("words", [("--method", "fbp", "--ctf", "2.0"), ("--method", "sirt", "--iterations", "3")])
+def test_a_tomogram_made_on_a_device_is_that_of_the_cpu(tmp_path, raw, words, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(operations, "has_triton", lambda device: False)
+    write_stack(tmp_path / "ts.mrc", raw, 10.0)
+    write_alignment(tmp_path, "ts", alignment("bicubic", 4.0), thickness_px=20, stack="ts.mrc")
+    made = []
+    for name in ("cpu", "cpu:0"):  # the latter goes all the ways of a GPU
+        monkeypatch.setattr(_recon_run, "choose_several", lambda *asked, name=name: [Device(name, "")])
+        out = tmp_path / f"{name[-1]}.mrc"
+        given = [str(tmp_path / "ts.mrc"), str(tmp_path / "ts.xf"), "-o", str(out), "--thickness", "12"]
+        result = CliRunner().invoke(main, [*given, "--contrast", "positive", *words])
+        assert result.exit_code == 0, result.output
+        made.append(read_volume(out)[0])
+    assert made[0].std() > 0
+    np.testing.assert_allclose(made[1], made[0], atol=2e-4 * np.abs(made[0]).max())

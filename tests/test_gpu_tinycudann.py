@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-import tinycudann_stand_in as stand_in
+import tinycudann_stand_in as stand_in  # type: ignore[import-not-found]
 import torch
 
 from inrtomo.errors import InputError
@@ -35,9 +35,16 @@ def parameters(field):
 def test_it_is_told_the_same_grid_and_decoder(monkeypatch):
     told = []
     monkeypatch.setitem(sys.modules, "tinycudann", stand_in)
+
+    def listening(kind):
+        def made(*given):
+            told.append(given)
+            return kind(*given)
+
+        return made
+
     for name in ("Encoding", "Network", "NetworkWithInputEncoding"):
-        kind = getattr(stand_in, name)
-        monkeypatch.setattr(stand_in, name, lambda *given, kind=kind: (told.append(given), kind(*given))[1])
+        monkeypatch.setattr(stand_in, name, listening(getattr(stand_in, name)))
     hash_field(GRID, DECODER, 0.5, "cpu", "tinycudann")
     encoding = {
         "otype": "HashGrid", "n_levels": 4, "n_features_per_level": 4, "log2_hashmap_size": 22, "per_level_scale": 2.0,

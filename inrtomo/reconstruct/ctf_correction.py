@@ -86,7 +86,7 @@ def ctf_corrected(
     fade = FLIP_FADE if mode == "flip" else 1.0
 
     def noise(frequency: F32) -> F32 | None:
-        return None if mode == "flip" else 1 / found[0](frequency)
+        return None if mode == "flip" else np.asarray(1 / found[0](frequency), dtype=np.float32)
 
     def gain(ctf: F32, frequency: F32) -> F32:
         if (per_signal := noise(frequency)) is None:

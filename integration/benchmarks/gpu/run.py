@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ import torch
 
 from inrtomo import __version__
 from inrtomo.align.fast import ON_CPU, fast_alignment_of
+from inrtomo.align.joint import scaled_data
+from inrtomo.align.prepare import PrepareSettings
 from inrtomo.device import choose
 from inrtomo.errors import InputError
 from inrtomo.export import Sections
@@ -46,10 +48,17 @@ from inrtomo.gpu.early import DeviceWork
 from inrtomo.gpu.fsc import DeviceFourierWork
 from inrtomo.gpu.geometry import TiltGeometry
 from inrtomo.gpu.operations import hash_field, of
+from inrtomo.gpu.registration import DeviceRegistrationWork
 from inrtomo.gpu.resample import DeviceSections
 from inrtomo.metrics.fsc import FourierWork, volume_fsc
 from inrtomo.metrics.masks import soft_box
+from inrtomo.metrics.registration import RegistrationWork, translation_between
 from inrtomo.projection import Lattice, back_project, project
+from inrtomo.reconstruct.ctf_correction import ctf_corrected
+from inrtomo.reconstruct.fbp import FbpSettings, filtered_lines
+from inrtomo.reconstruct.halves import Source
+from inrtomo.reconstruct.prepared import prepared_tilts
+from inrtomo.reconstruct.rays import Rays
 from inrtomo.simulate import SimulationSettings, simulate
 
 BOX = (-256.0, 256.0, -256.0, 256.0, -90.0, 90.0)
@@ -154,12 +163,66 @@ def check_stages(device: str) -> list[str]:
     rng = np.random.default_rng(3)
     shared = rng.normal(size=(40, 60, 60)).cumsum(axis=0)
     a, b = ((shared + 3 * rng.normal(size=shared.shape)).astype(np.float32) for _ in range(2))
+    work = DeviceRegistrationWork(device)
+    apart = [translation_between(a, b, work=each) for each in (RegistrationWork(), work)]
+    judge("shift between volumes", float(np.abs(apart[1] - apart[0]).max()), "voxel", 0.03)
     curves = [
         volume_fsc(a, b, 10.0, soft_box(a.shape), tilt_deg=TILTS, make_work=make_work).curves()
         for make_work in (FourierWork, partial(DeviceFourierWork, device=device))
     ]
     error = max(float(np.nanmax(np.abs(curves[1][k].correlation - c.correlation))) for k, c in curves[0].items())
     judge("Fourier shell correlations", error, "at most", 1e-4)
+    given = Source("", series.images.__getitem__, replace(series.alignment, pixel_size_A=8.0))
+    for what, on_cpu, on_device in zip(RECONSTRUCTING, stages_of(given, "cpu"), stages_of(given, device), strict=True):
+        error = np.linalg.norm(on_device - on_cpu) / np.linalg.norm(on_cpu)
+        judge(what, float(error), "of the norm", 1e-3)
+    return said
+
+
+RECONSTRUCTING = (
+    "weighted lines", "prepared images", "images without the phases of the transfer function", "images of a scale",
+    "where pixels read projections",
+)  # fmt: skip
+
+
+def stages_of(source: Source, device: str) -> Iterator[Any]:
+    """What `inr-recon` makes of a series on a device before its methods."""
+    with filtered_lines(source.image, source.alignment, FbpSettings(36, bin=2, device=device)) as lines:
+        yield lines.lines
+    prepared = prepared_tilts(source, 2, PrepareSettings(restore=False), device=device)
+    yield prepared.images
+    yield ctf_corrected(source.image, source.alignment, 20_000.0, device=device)(2)
+    held = np.zeros((len(prepared.images), 4, 4), dtype=np.bool_)
+    yield scaled_data(prepared.images, prepared.weight, 2, held, device).images
+    rays = Rays(prepared.alignment, prepared.alignment.image_size, 1, 18.0, device=device)
+    yield np.stack(rays.indices)
+
+
+def check_tinycudann(device: str) -> list[str]:
+    """tinycudann's field on a lattice, fused and in parts, against its own values at points; empty if it is absent."""
+    field = field_of(8, 4, (-20.0, 20.0, -24.0, 24.0, -6.0, 6.0))
+    try:
+        kernels = hash_field(field.grid, field.decoder, 1.0, device, "tinycudann")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return []
+    said, axes = [], (np.linspace(-4, 4, 5), np.linspace(-15, 15, 31), np.linspace(-20, 20, 70))
+    generator = torch.Generator(device=device).manual_seed(0)
+    flat = 0.1 * torch.randn(kernels.n_parameters, generator=generator, device=device)
+    none, zxy = torch.zeros(0, device=device), np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    points, caps = torch.tensor(zxy, dtype=torch.float32, device=device), np.full((5, 31), 8)
+    for what, active in (("fused", None), ("in parts", 6.5)):
+        levels = field.grid.level_weights(active)
+        plan, grads = kernels.plan(axes, levels, caps), [torch.zeros_like(flat) for _ in range(2)]
+        rho = kernels.lattice(flat, none, plan)
+        at_points = kernels.points(flat, none, points, levels).reshape(rho.shape)
+        kernels.lattice_backward(flat, none, plan, torch.ones_like(rho), grads[0], none)
+        kernels.points_backward(flat, none, points, levels, torch.ones(len(points), device=device), grads[1], none)
+        for name, one, two in (("density", rho, at_points), ("gradients", *grads)):
+            error = float((one - two).norm() / two.norm())
+            said.append(f"tinycudann {what}, {name} on a lattice: {error:.1e} of the norm")
+            if not error < TOLERANCE["gradients"]:
+                raise SystemExit(f"check failed: {said[-1]}, {TOLERANCE['gradients']:.0e} allowed")
     return said
 
 
@@ -242,28 +305,55 @@ class AtPoints:
         of("cuda").adam(p, g, self.first, self.second, self.steps, 0.9, 0.99, 1e-12)
 
 
+@dataclass
+class OnLattice:
+    """Evaluation of a field on a planned lattice, and its gradients."""
+
+    kernels: Any
+    plan: Any
+    tables: torch.Tensor
+    weights: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.grads = torch.zeros_like(self.tables), torch.zeros_like(self.weights)
+
+    def forward(self) -> torch.Tensor:
+        density: torch.Tensor = self.kernels.lattice(self.tables, self.weights, self.plan)
+        return density
+
+    def backward(self, by_density: torch.Tensor) -> None:
+        self.kernels.lattice_backward(self.tables, self.weights, self.plan, by_density, *self.grads)
+
+
 def lattice_lines(device: str, bandwidth: float) -> Iterator[Line]:
     """What a step of a fit to 512 px images and a slab of 180 px is made of, at two raw px."""
     lattice, n_u = Lattice.covering(420, 272, 100, 2.0), 273
     field = make_field("hash", (-422, 422, -274, 274, -102, 102), 2.0, 6)
     assert isinstance(field, GridField)
-    kernels = hash_field(field.grid, field.decoder, 1.0, device)
-    caps = np.full(lattice.shape[:2], field.grid.levels)
-    plan = kernels.plan(lattice_axes(lattice), field.grid.level_weights(None), caps)
-    parameters = torch.tensor(field.parameters(), device=device)
-    grad, at = torch.zeros_like(parameters), field.grid.n_parameters
-    tables, weights = parameters[:at], parameters[at:]
-    rho = kernels.lattice(tables, weights, plan)
+    caps, rho = np.full(lattice.shape[:2], field.grid.levels), torch.empty(0)
+    n = lattice.n_points
+    for backend in ("tinycudann", "triton"):
+        try:
+            kernels = hash_field(field.grid, field.decoder, 1.0, device, backend)
+        except InputError as error:
+            print(f"lattice of a 512 px fit: {error}", file=sys.stderr)
+            continue
+        plan = kernels.plan(lattice_axes(lattice), field.grid.level_weights(None), caps)
+        parameters, at = torch.tensor(field.parameters(), device=device), field.grid.n_parameters
+        if backend == "tinycudann":
+            parameters, at = 1e-2 * torch.randn(kernels.n_parameters, device=device), kernels.n_tables
+        made = OnLattice(kernels, plan, parameters[:at], parameters[at:])
+        rho, p = made.forward(), parameters.numel()
+        for what, work, floor in (
+            ("lattice of a 512 px fit: density", made.forward, 4 * (p + n)),
+            ("lattice of a 512 px fit: gradients", partial(made.backward, rho), 4 * (3 * p + n)),
+        ):
+            time_s = seconds(work)
+            yield Line(what, backend, 1e3 * time_s, n / time_s, time_s * bandwidth / floor)
     geometry = TiltGeometry(lattice, TILTS, n_u, device)
     ideal = of("cuda").project(rho, geometry)
-    n, p, m = lattice.n_points, parameters.numel(), ideal.numel()
+    m = ideal.numel()
     for what, work, floor in (
-        ("lattice of a 512 px fit: density", lambda: kernels.lattice(tables, weights, plan), 4 * (p + n)),
-        (
-            "lattice of a 512 px fit: gradients",
-            lambda: kernels.lattice_backward(tables, weights, plan, rho, grad[:at], grad[at:]),
-            4 * (3 * p + n),
-        ),
         ("61 projections", lambda: of("cuda").project(rho, geometry), 4 * (n + m)),
         ("61 back-projections", lambda: of("cuda").add_back_projection(rho, ideal, geometry), 4 * (2 * n + m)),
     ):
@@ -286,9 +376,14 @@ def whole_commands(device: str) -> Iterator[tuple[str, float]]:
         start = time.monotonic()
         run("export", stack, made / "a", "-o", made / "e.mrc", "--device", device)
         yield "inr-export of the same", time.monotonic() - start
+        for method in ("fbp", "sirt", "field"):
+            start = time.monotonic()
+            run("recon", stack, made / "a", "-o", made / f"{method}.mrc", "--method", method, "--device", device)
+            yield f"inr-recon --method {method} of the same", time.monotonic() - start
         start = time.monotonic()
-        run("recon", stack, made / "a", "-o", made / "r.mrc", "--method", "field", "--device", device)
-        yield "inr-recon --method field of the same", time.monotonic() - start
+        volumes = made / "sirt.mrc", made / "field.mrc"
+        run("fsc", *volumes, "-o", made / "fsc", "--register", "rigid", "--device", device)
+        yield "inr-fsc --register rigid of two of them", time.monotonic() - start
 
 
 def run(command: str, *words: object) -> None:
@@ -326,7 +421,7 @@ def main(device: str, commands: bool, output: Path | None) -> None:
     about = versions(chosen.sentence)
     print("  ".join(f"{what} {value}" for what, value in about.items()))
     with torch.cuda.device(chosen.name):
-        for sentence in (*check(chosen.name), *check_stages(chosen.name)):
+        for sentence in (*check(chosen.name), *check_stages(chosen.name), *check_tinycudann(chosen.name)):
             print(f"checked  {sentence}")
         bandwidth = copy_bandwidth(chosen.name)
         print(f"copy: {bandwidth / 1e12:.2f} TB/s\n")
