@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from inrtomo.gpu.motion import lattice_indices
 from inrtomo.gpu.pixels import DevicePixelWork
 from inrtomo.io.alignment_files import write_alignment
 from inrtomo.io.mrc import read_volume, write_stack
-from inrtomo.reconstruct import ctf_correction, fbp, prepared, rays
+from inrtomo.reconstruct import ctf_correction, fbp, prepared, rays, wedge
 from inrtomo.reconstruct.ctf_correction import ctf_corrected
 from inrtomo.reconstruct.fbp import FbpSettings, LineFilter, filtered_lines
 from inrtomo.reconstruct.field import FieldFit
@@ -179,13 +180,26 @@ def test_every_fit_of_a_reconstruction_is_announced(tmp_path, raw, monkeypatch):
     np.testing.assert_array_equal(two, one)
 
 
+@pytest.mark.parametrize("x_tilt_deg", [0.0, 7.0])
+def test_what_no_tilt_has_measured_is_the_same(x_tilt_deg, monkeypatch):
+    monkeypatch.setattr(wedge, "PART_BYTES", 2**18)
+    monkeypatch.setattr("inrtomo.gpu.wedge.VOXELS_AT_ONCE", 3000)
+    volume = np.random.default_rng(0).normal(1, 1, (31, 13, 32)).astype(np.float32).transpose(1, 0, 2)  # as of Tomogram
+    given = TILTS, 2.0, 20.0, x_tilt_deg
+    ours, other = (wedge.energy_in_wedge(volume, *given, device) for device in ("cpu", "cpu:0"))
+    assert 0.2 < ours < 0.9 and other == pytest.approx(ours, rel=1e-5)
+    ours, other = (wedge.measured_only(volume, *given, device=device) for device in ("cpu", "cpu:0"))
+    np.testing.assert_allclose(other, ours, atol=1e-5)
+    assert wedge.energy_in_wedge(other, *given, "cpu:0") < 0.3 * wedge.energy_in_wedge(volume, *given)
+
+
 @pytest.mark.parametrize("words", [("--method", "fbp", "--ctf", "2.0"), ("--method", "sirt", "--iterations", "3")])
 def test_a_tomogram_made_on_a_device_is_that_of_the_cpu(tmp_path, raw, words, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(operations, "has_triton", lambda device: False)
     write_stack(tmp_path / "ts.mrc", raw, 10.0)
     write_alignment(tmp_path, "ts", alignment("bicubic", 4.0), thickness_px=20, stack="ts.mrc")
-    made = []
+    made, said = [], []
     for name in ("cpu", "cpu:0"):  # the latter goes all the ways of a GPU
         monkeypatch.setattr(_recon_run, "choose_several", lambda *asked, name=name: [Device(name, "")])
         out = tmp_path / f"{name[-1]}.mrc"
@@ -193,5 +207,6 @@ def test_a_tomogram_made_on_a_device_is_that_of_the_cpu(tmp_path, raw, words, mo
         result = CliRunner().invoke(main, [*given, "--contrast", "positive", *words])
         assert result.exit_code == 0, result.output
         made.append(read_volume(out)[0])
-    assert made[0].std() > 0
+        said.append(json.loads((tmp_path / f"{name[-1]}.json").read_text())["all"]["wedge_energy"])
+    assert made[0].std() > 0 and said[1] == pytest.approx(said[0], rel=1e-3)
     np.testing.assert_allclose(made[1], made[0], atol=2e-4 * np.abs(made[0]).max())

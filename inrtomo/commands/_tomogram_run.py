@@ -128,8 +128,8 @@ class TomogramRun(Generic[Options]):
             tilts, x_tilt = used.tilt_deg[used.included], float(np.median(used.x_tilt_deg[used.included]))
             where = tilts, o.binning, self.thickness_px, x_tilt
             if o.only_measured:
-                measured_only(volume.volume, *where, overwrite=True)
-            facts["wedge_energy"] = energy_in_wedge(volume.volume, *where)
+                measured_only(volume.volume, *where, overwrite=True, device=self.device.name)
+            facts["wedge_energy"] = energy_in_wedge(volume.volume, *where, self.device.name)
             if o.normalize:
                 facts["mean_and_sd_before"] = list(volume.normalise())
             facts["tilts_used"] = used.included.tolist()

@@ -91,21 +91,19 @@ def energy_in_wedge(
     voxel_px: float = 1.0,
     thickness_px: float | None = None,
     x_tilt_deg: float = 0.0,
+    device: str = "cpu",
 ) -> float:
     """Part of a volume's variance that no tilt has measured, in the transform of its box.
 
     Arguments as `measured_region`. Values seen: white noise, the part of Fourier space outside (0.29 for +-60 deg);
     weighted back-projections 0.01 to 0.03, from the box's faces. 0 for a constant volume.
     """
-    shape = (volume.shape[0], volume.shape[1], volume.shape[2])
+    shape, work = (volume.shape[0], volume.shape[1], volume.shape[2]), wedge_work_on(device)
     level = np.float32(np.mean(volume, dtype=np.float64))
     total = sum(float(np.sum((plane - level) ** 2, dtype=np.float64)) for plane in volume)
     outside = 0.0
     for part in _parts(shape, x_tilt_deg):
-        missing = 1 - _region(shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg, part.columns)
-        missing *= _conjugates(shape[2])[part.columns]
-        spectrum = part.transform(volume, level)
-        outside += float(np.sum((spectrum.real**2 + spectrum.imag**2) * missing, dtype=np.float64))
+        outside += work.energy(volume, level, part, (shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg))
     return outside / total if total > 0 else 0.0
 
 
@@ -116,6 +114,7 @@ def measured_only(
     thickness_px: float | None = None,
     x_tilt_deg: float = 0.0,
     overwrite: bool = False,
+    device: str = "cpu",
 ) -> F32:
     """A volume ``[z, y, x]`` without the Fourier components that no tilt has measured.
 
@@ -125,14 +124,42 @@ def measured_only(
 
     Args:
         overwrite: write into ``volume`` (float32) itself.
+        device: where transforms are made.
     """
-    shape = (volume.shape[0], volume.shape[1], volume.shape[2])
+    shape, work = (volume.shape[0], volume.shape[1], volume.shape[2]), wedge_work_on(device)
     out = volume if overwrite else np.array(volume, dtype=np.float32)
     for part in _parts(shape, x_tilt_deg):
-        spectrum = part.transform(out)
-        spectrum *= 1 - _region(shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg, part.columns)
-        part.subtract(spectrum, out)
+        work.remove(out, part, (shape, tilt_deg, voxel_px, thickness_px, x_tilt_deg))
     return out
+
+
+class WedgeWork:
+    """What is done to parts of a volume's transform, on the CPU; `inrtomo.gpu.wedge` does the same on a device.
+
+    ``given``: what `measured_region` is asked.
+    """
+
+    def energy(self, volume: NDArray[Any], level: Any, part: Part, given: tuple[Any, ...]) -> float:
+        """Of the components of ``volume - level`` that no tilt has measured."""
+        missing = 1 - _region(*given, part.columns)
+        missing *= conjugates(volume.shape[2])[part.columns]
+        spectrum = part.transform(volume, level)
+        return float(np.sum((spectrum.real**2 + spectrum.imag**2) * missing, dtype=np.float64))
+
+    def remove(self, volume: F32, part: Part, given: tuple[Any, ...]) -> None:
+        """Take these components from the volume."""
+        spectrum = part.transform(volume)
+        spectrum *= 1 - _region(*given, part.columns)
+        part.subtract(spectrum, volume)
+
+
+def wedge_work_on(device: str) -> WedgeWork:
+    """The work on ``"cpu"`` or a GPU as torch calls it."""
+    if device == "cpu":
+        return WedgeWork()
+    from inrtomo.gpu.wedge import DeviceWedgeWork
+
+    return DeviceWedgeWork(device)
 
 
 def _region(
@@ -157,7 +184,7 @@ def _region(
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A part of a volume's unitary transform that can be made, and taken from the volume, without the rest.
 
     Without x-tilt, rows y, transformed along z and x; with it, columns of frequencies kx, transformed along all axes.
@@ -191,7 +218,7 @@ class _Part:
         return out
 
 
-def _parts(shape: tuple[int, int, int], x_tilt_deg: float) -> Iterator[_Part]:
+def _parts(shape: tuple[int, int, int], x_tilt_deg: float) -> Iterator[Part]:
     """The parts of a volume ``[z, y, x]``, each within `PART_BYTES` with what is computed from it."""
     nz, ny, nx = shape
     n_columns = nx // 2 + 1
@@ -199,10 +226,10 @@ def _parts(shape: tuple[int, int, int], x_tilt_deg: float) -> Iterator[_Part]:
     at_a_time = max(1, PART_BYTES // (32 * nz * line))
     for first in range(0, count, at_a_time):
         some = slice(first, min(first + at_a_time, count))
-        yield _Part(slice(0, ny), some, True) if x_tilt_deg else _Part(some, slice(0, n_columns), False)
+        yield Part(slice(0, ny), some, True) if x_tilt_deg else Part(some, slice(0, n_columns), False)
 
 
-def _conjugates(size: int) -> F32:
+def conjugates(size: int) -> F32:
     """2 for the components of ``rfft`` of ``size`` samples whose conjugate it leaves out, 1 for the others."""
     count = np.full(size // 2 + 1, 2.0, dtype=np.float32)
     count[0] = 1.0
