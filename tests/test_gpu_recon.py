@@ -18,22 +18,22 @@ from inrtomo.commands.recon import main
 from inrtomo.ctf import Defoci
 from inrtomo.device import Device
 from inrtomo.geometry import axis_rotation
-from inrtomo.gpu import ctf, motion, operations, share
+from inrtomo.gpu import motion, operations, share
 from inrtomo.gpu import resample as gpu
-from inrtomo.gpu.motion import lattice_indices
-from inrtomo.gpu.pixels import DevicePixelWork
 from inrtomo.io.alignment_files import write_alignment
 from inrtomo.io.mrc import read_volume, write_stack
-from inrtomo.reconstruct import ctf_correction, fbp, prepared, rays, wedge
+from inrtomo.projection import Lattice
+from inrtomo.reconstruct import ctf_correction, rays, wedge
 from inrtomo.reconstruct.ctf_correction import ctf_corrected
-from inrtomo.reconstruct.fbp import FbpSettings, LineFilter, filtered_lines
+from inrtomo.reconstruct.fbp import FbpSettings, filtered_lines
 from inrtomo.reconstruct.field import FieldFit
 from inrtomo.reconstruct.filters import RadialFilter
 from inrtomo.reconstruct.halves import Source
 from inrtomo.reconstruct.prepared import other_images, prepared_tilts
-from inrtomo.reconstruct.rays import INVERSE_STEPS, Rays
+from inrtomo.reconstruct.rays import Rays
 
 SIZE, TILTS = (61, 48), np.arange(-60.0, 61, 20)  # x, y
+DEVICE = "cpu:0"  # torch's other name of the CPU, which goes all the ways of a GPU
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,10 @@ def alignment(interpolation: str | None = None, x_tilt_deg: float = 0.0) -> Alig
 def test_weighted_lines_are_the_same(raw, interpolation, x_tilt_deg, bin, monkeypatch):
     monkeypatch.setattr(gpu, "PIXELS_AT_ONCE", 3000)
     settings, made = FbpSettings(16, RadialFilter("exact"), bin), []
-    for kind in (LineFilter, lambda *given: gpu.DeviceLineFilter(*given, "cpu")):
-        monkeypatch.setattr(fbp, "line_filter_on", lambda device, *given, kind=kind: kind(*given))
-        with filtered_lines(raw.__getitem__, alignment(interpolation, x_tilt_deg), settings) as lines:
+    for device in ("cpu", DEVICE):
+        with filtered_lines(
+            raw.__getitem__, alignment(interpolation, x_tilt_deg), replace(settings, device=device)
+        ) as lines:
             made.append(lines.lines.copy())
     ours, other = made
     assert ours.shape == other.shape and ours.std() > 0.05
@@ -75,14 +76,15 @@ def test_weighted_lines_are_the_same(raw, interpolation, x_tilt_deg, bin, monkey
 
 @pytest.mark.parametrize("bin", [1, 2])
 @pytest.mark.parametrize("restore", [False, True])
-def test_prepared_tilts_are_the_same(raw, bin, restore, monkeypatch):
+def test_prepared_tilts_are_the_same(raw, bin, restore):
     other = Source("", raw.__getitem__, alignment(), lambda tilt: raw[tilt][::-1])
     settings, made = PrepareSettings(restore=restore, defocus_A=20000.0), []
-    for work in (prepared.ON_CPU, DevicePixelWork("cpu")):
-        monkeypatch.setattr(prepared, "pixel_work_on", lambda device, work=work: work)
-        tilts = prepared_tilts(other, bin, settings)
-        made.append((tilts, other_images(other, tilts, settings)))
-    (ours, checks), (found, other_checks) = made
+    for device in ("cpu", DEVICE):
+        tilts = prepared_tilts(other, bin, settings, device=device)
+        checks = other_images(other, tilts, settings, device)
+        assert checks is not None
+        made.append((tilts, checks))
+    (ours, checks), (found, other_checks) = made[0], made[1]
     assert ours.images.std() > 0.5 and ours.unit < 0
     for one, two in ((ours.images, found.images), (checks, other_checks)):
         np.testing.assert_allclose(two, one, atol=1e-5 * np.abs(one).max())
@@ -92,10 +94,9 @@ def test_prepared_tilts_are_the_same(raw, bin, restore, monkeypatch):
 
 @pytest.mark.parametrize("interpolation", [None, "bilinear", "bicubic"])
 def test_pixels_see_the_same_rays(interpolation, monkeypatch):
-    monkeypatch.setattr(rays, "_indices_on", lambda device, given: lattice_indices(*given, INVERSE_STEPS, "cpu"))
     monkeypatch.setattr(motion, "PIXELS_AT_ONCE", 1000)
     given = alignment(interpolation, 5.0), SIZE, 1, 16.0, (-12.0, 6.0)
-    ours, other = (Rays(*given, device=device) for device in ("cpu", "meta"))
+    ours, other = (Rays(*given, device=device) for device in ("cpu", DEVICE))
     assert ours.window == other.window and ours.lattice == other.lattice
     for one, two in zip(ours.indices, other.indices, strict=True):
         np.testing.assert_allclose(two, one, atol=2e-5)
@@ -116,29 +117,19 @@ def test_the_images_of_a_scale_are_the_same(raw, factor):
 
 @pytest.mark.parametrize("mode", ["flip", "wiener"])
 @pytest.mark.parametrize("angle", [0.0, 60.0])
-def test_the_transfer_function_is_undone_alike(mode, angle, monkeypatch):
-    monkeypatch.setattr(
-        ctf_correction, "_gathered_on", lambda device, view, image, noise: ctf.gathered(view, image, noise, "cpu")
-    )
+def test_the_transfer_function_is_undone_alike(mode, angle):
     size, rng = (120, 96), np.random.default_rng(0)
     image = rng.normal(20, 3, size[::-1]).astype(np.float32)
     given = Alignment.identity(np.array([angle]), size, 30.0, 4.0)
     defoci = Defoci(np.array([3e4]), np.array([800.0]), np.array([20.0]), np.zeros(1))
     ours, other = (
-        ctf_corrected(lambda tilt: image, given, defoci, mode, device=device)(0) for device in ("cpu", "meta")
+        ctf_corrected(lambda tilt: image, given, defoci, mode, device=device)(0) for device in ("cpu", DEVICE)
     )
     if angle:
         assert len(ctf_correction._Series.of(given, defoci, 1, None, 300.0, 2.7, 0.07).view(0).windows) > 3
     # where the function is zero to rounding its sign may be either
     assert np.linalg.norm(other - ours) < 1e-3 * np.linalg.norm(ours - ours.mean()) and ours.std() > 0.05
     assert np.linalg.norm(ours - image) > 0.3 * np.linalg.norm(image - image.mean())
-
-
-def test_a_device_prepares_on_itself():
-    assert prepared.pixel_work_on("cpu") is prepared.ON_CPU
-    work = prepared.pixel_work_on("meta")
-    assert isinstance(work, DevicePixelWork) and work.device == "meta"
-    assert type(fbp.line_filter_on("cpu", alignment(), None, slice(0), False)) is LineFilter
 
 
 def on_two_devices(tmp_path, raw, monkeypatch, *words):
@@ -180,17 +171,32 @@ def test_every_fit_of_a_reconstruction_is_announced(tmp_path, raw, monkeypatch):
     np.testing.assert_array_equal(two, one)
 
 
+def test_a_volume_is_laid_level_alike(monkeypatch):
+    monkeypatch.setattr(gpu, "PIXELS_AT_ONCE", 1000)
+    lattice = Lattice(2.0, (12, 30, 26), (-11.0, -29.0, -25.0))
+    volume = np.random.default_rng(0).normal(size=lattice.shape).astype(np.float32)
+    given = volume, lattice, 6.0, (10, 20, 24), 2.0, range(3, 17)
+    ours, other = (rays.level_volume(*given, device) for device in ("cpu", DEVICE))
+    assert ours.shape == other.shape == (10, 14, 24) and ours.std() > 0.5
+    np.testing.assert_allclose(other, ours, atol=1e-5)
+    # beyond the faces the outermost values go on
+    thick = rays.level_volume(volume, lattice, 6.0, (16, 24, 24), 2.0)
+    np.testing.assert_allclose(
+        rays.level_volume(volume, lattice, 6.0, (16, 24, 24), 2.0, device=DEVICE), thick, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("x_tilt_deg", [0.0, 7.0])
 def test_what_no_tilt_has_measured_is_the_same(x_tilt_deg, monkeypatch):
     monkeypatch.setattr(wedge, "PART_BYTES", 2**18)
     monkeypatch.setattr("inrtomo.gpu.wedge.VOXELS_AT_ONCE", 3000)
     volume = np.random.default_rng(0).normal(1, 1, (31, 13, 32)).astype(np.float32).transpose(1, 0, 2)  # as of Tomogram
     given = TILTS, 2.0, 20.0, x_tilt_deg
-    ours, other = (wedge.energy_in_wedge(volume, *given, device) for device in ("cpu", "cpu:0"))
+    ours, other = (wedge.energy_in_wedge(volume, *given, device) for device in ("cpu", DEVICE))
     assert 0.2 < ours < 0.9 and other == pytest.approx(ours, rel=1e-5)
-    ours, other = (wedge.measured_only(volume, *given, device=device) for device in ("cpu", "cpu:0"))
-    np.testing.assert_allclose(other, ours, atol=1e-5)
-    assert wedge.energy_in_wedge(other, *given, "cpu:0") < 0.3 * wedge.energy_in_wedge(volume, *given)
+    left, other_left = (wedge.measured_only(volume, *given, device=device) for device in ("cpu", DEVICE))
+    np.testing.assert_allclose(other_left, left, atol=1e-5)
+    assert wedge.energy_in_wedge(other_left, *given, DEVICE) < 0.3 * wedge.energy_in_wedge(volume, *given)
 
 
 @pytest.mark.parametrize("words", [("--method", "fbp", "--ctf", "2.0"), ("--method", "sirt", "--iterations", "3")])
@@ -200,7 +206,7 @@ def test_a_tomogram_made_on_a_device_is_that_of_the_cpu(tmp_path, raw, words, mo
     write_stack(tmp_path / "ts.mrc", raw, 10.0)
     write_alignment(tmp_path, "ts", alignment("bicubic", 4.0), thickness_px=20, stack="ts.mrc")
     made, said = [], []
-    for name in ("cpu", "cpu:0"):  # the latter goes all the ways of a GPU
+    for name in ("cpu", DEVICE):
         monkeypatch.setattr(_recon_run, "choose_several", lambda *asked, name=name: [Device(name, "")])
         out = tmp_path / f"{name[-1]}.mrc"
         given = [str(tmp_path / "ts.mrc"), str(tmp_path / "ts.xf"), "-o", str(out), "--thickness", "12"]

@@ -140,7 +140,7 @@ def reconstructed(fit, on_step=None):
 @gloo
 def test_a_reconstruction_of_two_processes_is_that_of_one():
     alone = reconstructed(reconstruction(False))
-    saved = {}
+    saved: dict[str, np.ndarray] = {}
 
     def keep(fit):
         if (fit.done_scales, fit.done_steps) == (1, 3) and not saved:

@@ -18,7 +18,7 @@ from inrtomo.alignment import Alignment, interpolation_matrix
 from inrtomo.dose import critical_exposure
 from inrtomo.export import AlignedImage, Sections
 from inrtomo.gpu.pixels import DevicePixelWork, quantile
-from inrtomo.gpu.sampling import read_spline
+from inrtomo.gpu.sampling import read_spline, spline_weights
 from inrtomo.reconstruct.fbp import OVERSAMPLING, LineFilter
 from inrtomo.resample import EDGE_TOLERANCE_PX, FILL_BLOCK, FILL_CONFIDENCE_PIXELS, Frame, edge_window, padded_warp
 
@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 Tensor = torch.Tensor
 
 PIXELS_AT_ONCE = 2**21
+EDGE = 12  # px by which outermost values are continued: a spline's coefficients forget an edge by 0.27 a px
 
 
 class AlignedReader:
@@ -135,6 +136,39 @@ def standardised(images: F32, factor: int, device: str) -> tuple[F32, Array]:
         values = values / sd.float()
         binned[i], noise[i] = (values - quantile(values, 0.5)).cpu().numpy(), float(sd)
     return binned, noise
+
+
+def laid_level(planes: F32, at_z: Array, at_y: Array, device: str) -> F32:
+    """Planes ``(nz, nx, ny)`` across x read at indices ``(heights, rows)``: ``(heights, rows, nx)``.
+
+    As ``scipy.ndimage.map_coordinates`` of order 3 with mode ``nearest``, which continues the outermost values.
+    """
+    work, (nz, nx, ny) = DevicePixelWork(device), planes.shape
+    # x last, so that neighbours in memory are read together
+    values = work.sent(planes).permute(0, 2, 1)
+    rows, columns = ((torch.arange(-EDGE, n + EDGE, device=device).clamp(0, n - 1)) for n in (nz, ny))
+    values = values[rows][:, columns]
+    along_z = work.splined(values.reshape(len(rows), -1)).reshape(values.shape)
+    coefficients = work.splined(along_z.transpose(0, 1).reshape(len(columns), -1)).reshape(len(columns), len(rows), nx)
+    out = np.empty((*at_z.shape, nx), dtype=np.float32)
+    heights = max(1, PIXELS_AT_ONCE // (at_z.shape[1] * nx))
+    for first in range(0, len(at_z), heights):
+        some, total = slice(first, first + heights), torch.zeros((), device=device)
+        (z, weights_z), (y, weights_y) = (
+            _places(torch.tensor(at[some], dtype=torch.float64, device=device) + EDGE, n + 2 * EDGE)
+            for at, n in ((at_z, nz), (at_y, ny))
+        )
+        for a, b in np.ndindex(4, 4):
+            total = total + (weights_z[a] * weights_y[b])[..., None] * coefficients[y + b - 1, z + a - 1]
+        out[some] = total.cpu().numpy()
+    return out
+
+
+def _places(at: Tensor, count: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The coefficient, of so many, below a position, and the weights of the four around it."""
+    at = at.clamp(1, count - 3)
+    low = at.floor()
+    return low.long(), spline_weights((at - low).float())
 
 
 def fill_invalid(values: Tensor, valid: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inrtomo.reconstruct.wedge import Part, WedgeWork, conjugates
+from inrtomo.reconstruct.wedge import Given, Part, WedgeWork, conjugates
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.floating[Any]]
@@ -27,12 +27,12 @@ class DeviceWedgeWork(WedgeWork):
     def __init__(self, device: str) -> None:
         self.device = device
 
-    def energy(self, volume: NDArray[Any], level: Any, part: Part, given: tuple[Any, ...]) -> float:
+    def energy(self, volume: NDArray[Any], level: Any, part: Part, given: Given) -> float:
         missing = self._missing(*given, part.columns)
         missing *= torch.tensor(conjugates(volume.shape[2])[part.columns], device=self.device)
         return float((self._transform(volume, float(level), part).abs() ** 2 * missing).sum(dtype=torch.float64))
 
-    def remove(self, volume: F32, part: Part, given: tuple[Any, ...]) -> None:
+    def remove(self, volume: F32, part: Part, given: Given) -> None:
         spectrum = self._transform(volume, 0.0, part) * self._missing(*given, part.columns)
         lines = torch.fft.ifftn(spectrum, dim=_axes(part), norm="ortho")
         nx = volume.shape[2]

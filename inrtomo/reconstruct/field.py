@@ -419,7 +419,7 @@ class FieldFit(JointFit):
             needed = range(max(low, 0), min(high + 1, lattice.shape[2]))
             part = part_of(lattice, needed, columns)
             density = self.field.lattice(part, self.active, level_cap=caps)
-            level = level_volume(density, part, x_tilt_deg, self.shape, lattice.spacing, rows)
+            level = level_volume(density, part, x_tilt_deg, self.shape, lattice.spacing, rows, self.options.device)
             yield rows, level * np.float32(self.unit)
 
 

@@ -167,7 +167,7 @@ class Rays:
         return Lattice(float(bin), (nz, nx, len(rows)), origin)
 
 
-def _indices_on(device: str, given: tuple[Any, ...]) -> tuple[F32, F32]:
+def _indices_on(device: str, given: tuple[Array, Array, Array, Array, Array, str, Array, Array]) -> tuple[F32, F32]:
     from inrtomo.gpu.motion import lattice_indices
 
     return lattice_indices(*given, INVERSE_STEPS, device)
@@ -210,6 +210,7 @@ def level_volume(
     shape: tuple[int, int, int],
     spacing: float,
     rows: range | None = None,
+    device: str = "cpu",
 ) -> F32:
     """The level volume ``[z, y, x]`` that a density ``[z, x, y]`` on the lattice of `Rays` shows.
 
@@ -219,6 +220,7 @@ def level_volume(
         shape: voxels ``(nz, ny, nx)`` of the whole level volume.
         spacing: raw px per voxel, the lattice's.
         rows: which of its rows y to make (all if None); the lattice must hold them.
+        device: where it is interpolated.
     """
     nz, ny, nx = shape
     rows = range(ny) if rows is None else rows
@@ -233,9 +235,17 @@ def level_volume(
         z0, y0 = round(at_z[0, 0]), round(at_y[0, 0])
         out[:] = volume[z0 : z0 + nz, first : first + nx, y0 : y0 + len(rows)].transpose(0, 2, 1)
         return out
+    if device != "cpu":
+        return _laid_level_on(device, volume[:, first : first + nx], at_z, at_y)
     for i in range(nx):
         out[:, :, i] = map_coordinates(volume[:, first + i], [at_z, at_y], order=3, mode="nearest", output=np.float32)
     return out
+
+
+def _laid_level_on(device: str, planes: F32, at_z: Array, at_y: Array) -> F32:
+    from inrtomo.gpu.resample import laid_level
+
+    return laid_level(planes, at_z, at_y, device)
 
 
 def _warp_nodes(alignment: Alignment) -> tuple[Array, Array, Array, str]:

@@ -199,7 +199,7 @@ def solved_in_slabs(
         n_volumes: arrays of the lattice's size that ``solve`` holds at once.
         overlap: rows on either side of a slab that are solved with it and dropped.
         report: called with the fraction of the work done.
-        device: of the rays.
+        device: where rays are worked out and slabs laid level.
 
     Raises:
         InputError: not even the thinnest slab fits into ``memory_bytes``.
@@ -229,7 +229,7 @@ def solved_in_slabs(
         y_range = None if n_slabs == 1 else (y[rows.start] - more * bin, y[rows.stop - 1] + more * bin)
         rays = Rays(alignment, alignment.image_size, bin, thickness_px, y_range, device)
         density = solve(rays, images, weight, lambda part: report((rows.start + part * len(rows)) / ny))
-        return level_volume(density, rays.lattice, rays.x_tilt_deg, rays.shape, bin, rows)
+        return level_volume(density, rays.lattice, rays.x_tilt_deg, rays.shape, bin, rows, device)
 
     for rows in ranges(0, ny, -(-ny // n_slabs)):
         yield rows, slab(rows)

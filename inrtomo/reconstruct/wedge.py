@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 Array = NDArray[np.floating[Any]]
 
+Given = tuple[tuple[int, int, int], Array, float, float | None, float]
+"""What `measured_region` is asked."""
+
 PART_BYTES = 2**28
 
 
@@ -134,19 +137,16 @@ def measured_only(
 
 
 class WedgeWork:
-    """What is done to parts of a volume's transform, on the CPU; `inrtomo.gpu.wedge` does the same on a device.
+    """What is done to parts of a volume's transform, on the CPU; `inrtomo.gpu.wedge` does the same on a device."""
 
-    ``given``: what `measured_region` is asked.
-    """
-
-    def energy(self, volume: NDArray[Any], level: Any, part: Part, given: tuple[Any, ...]) -> float:
+    def energy(self, volume: NDArray[Any], level: Any, part: Part, given: Given) -> float:
         """Of the components of ``volume - level`` that no tilt has measured."""
         missing = 1 - _region(*given, part.columns)
         missing *= conjugates(volume.shape[2])[part.columns]
         spectrum = part.transform(volume, level)
         return float(np.sum((spectrum.real**2 + spectrum.imag**2) * missing, dtype=np.float64))
 
-    def remove(self, volume: F32, part: Part, given: tuple[Any, ...]) -> None:
+    def remove(self, volume: F32, part: Part, given: Given) -> None:
         """Take these components from the volume."""
         spectrum = part.transform(volume)
         spectrum *= 1 - _region(*given, part.columns)
