@@ -51,7 +51,8 @@ class Priors:
     """Weights of what is likely before any image is seen; the density is never negative whatever they are.
 
     All but the last are in units of the noise that the gradient of a voxel receives from all tilts, so that one
-    weight serves every series.
+    weight serves every series. Half the sparsity would gain 0.003 of correlation at -10 dB and above (1 dB of PSNR on
+    the noisiest shells), and lose 0.004 with the hash field, 0.04 with the tensor field, at -20 dB.
 
     Attributes:
         sparsity: of the sum of the density.
