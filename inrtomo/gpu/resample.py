@@ -62,7 +62,7 @@ class AlignedReader:
         """The warp's vectors (x, y) at positions ``x`` of some rows."""
         nodes, grid, bicubic = padded_warp(self.alignment.warp, tilt)
         (start, step, count), cubic = grid[0], bicubic and grid[0, 2] > 2
-        # nodes that continue by three along x; between those of y the rows lie wherever x is sheared to
+        # along y for whole rows; along x by what each pixel's place asks for, as rows may be sheared
         lines = self.along_y[rows] @ self.pixels.sent(np.moveaxis(nodes[3:-3], -1, 0))
         t = (x - start) / step
         t = t.clamp(-1, count) if cubic else t.clamp(0, count - 1)
