@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from inrtomo import device
 from inrtomo.align.joint import JointFit, JointSettings, Scale
-from inrtomo.align.tracks import Band, Window
+from inrtomo.align.windows import Band, Window
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.gpu import fit as gpu_fit

@@ -7,6 +7,7 @@ import pytest
 from alignment_phantom import blob_series, rigid_error  # type: ignore[import-not-found]
 
 from inrtomo.align import tracks as tr
+from inrtomo.align import windows
 from inrtomo.align.fast import fast_alignment_of
 from inrtomo.align.prepare import PrepareSettings
 
@@ -52,20 +53,20 @@ def test_excluded_tilts_have_no_residual() -> None:
 def test_gradient_is_the_slope_of_the_likelihood() -> None:
     rng = np.random.default_rng(0)
     tilts = np.array([-40.0, -10.0, 5.0, 30.0])
-    window = tr.Window(16, 2.0)
-    band = tr.Band.of(window, 40.0, 8.0)
+    window = windows.Window(16, 2.0)
+    band = windows.Band.of(window, 40.0, 8.0)
     views = rng.standard_normal((2, 4, len(band.kx))) + 1j * rng.standard_normal((2, 4, len(band.kx)))
     valid = np.array([[True, True, True, True], [True, True, False, True]])
-    kappa = tr.overlap(band, tilts, window, 30.0)
+    kappa = windows.overlap(band, tilts, window, 30.0)
     radius = band.radius_in(tilts)
-    spectra = tr.Spectra(1 / (0.1 + radius), np.where(radius < 0.2, 0.5, np.inf))
+    spectra = windows.Spectra(1 / (0.1 + radius), np.where(radius < 0.2, 0.5, np.inf))
 
     def value(moves: np.ndarray) -> np.ndarray:
         kx = 2 * np.pi * band.kx[None] / np.cos(np.deg2rad(tilts))[:, None]
         phase = np.exp(1j * (kx * moves[:, :1] + 2 * np.pi * band.ky[None] * moves[:, 1:]))
-        return tr.likelihood(views * phase[None], valid, band, tilts, kappa, spectra, window).value
+        return windows.likelihood(views * phase[None], valid, band, tilts, kappa, spectra, window).value
 
-    found = tr.likelihood(views, valid, band, tilts, kappa, spectra, window)
+    found = windows.likelihood(views, valid, band, tilts, kappa, spectra, window)
     for tilt, axis in ((0, 0), (1, 1), (3, 0)):
         move = np.zeros((4, 2))
         move[tilt, axis] = 1e-4
@@ -80,7 +81,7 @@ def test_gradient_is_the_slope_of_the_likelihood() -> None:
 
 def test_overlap_is_a_covariance() -> None:
     tilts = np.arange(-60.0, 61.0, 10.0)
-    window = tr.Window(16, 2.0)
-    kappa = tr.overlap(tr.Band.of(window, 40.0, 8.0), tilts, window, 50.0)
+    window = windows.Window(16, 2.0)
+    kappa = windows.overlap(windows.Band.of(window, 40.0, 8.0), tilts, window, 50.0)
     np.testing.assert_allclose(np.einsum("fii->fi", kappa), 1.0)
     assert np.linalg.eigvalsh(kappa).min() > -1e-8

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from inrtomo.align.coarse import CorrelationWork, coarse_alignment
 from inrtomo.align.prepare import PREPARE_DEFAULTS, Prepared, PrepareSettings, prepare
-from inrtomo.align.tracks import TRACK_DEFAULTS, TrackResult, TrackSettings, TrackWork, refined_axis, track_and_bundle
+from inrtomo.align.tracks import TRACK_DEFAULTS, TrackResult, TrackSettings, refined_axis, track_and_bundle
+from inrtomo.align.windows import TrackWork
 from inrtomo.alignment import Alignment
 
 if TYPE_CHECKING:

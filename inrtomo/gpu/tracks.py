@@ -1,4 +1,4 @@
-"""Following tracks in torch: `inrtomo.align.tracks.TrackWork` on a device.
+"""Following tracks in torch: `inrtomo.align.windows.TrackWork` on a device.
 
 Views stay on the device in single precision; sums over them, the inverse covariances of the likelihood and the
 bundle's conjugate gradients are in double, as on the CPU: a covariance is within a few per cent of singular. Only
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from inrtomo.align import bundle
-from inrtomo.align.tracks import (
+from inrtomo.align.windows import (
     SEEN_FRACTION,
     Band,
     Groups,
