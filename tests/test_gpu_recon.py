@@ -173,6 +173,7 @@ def test_every_fit_of_a_reconstruction_is_announced(tmp_path, raw, monkeypatch):
 
 def test_a_volume_is_laid_level_alike(monkeypatch):
     monkeypatch.setattr(gpu, "PIXELS_AT_ONCE", 1000)
+    monkeypatch.setattr(gpu, "VOXELS_AT_ONCE", 3000)
     lattice = Lattice(2.0, (12, 30, 26), (-11.0, -29.0, -25.0))
     volume = np.random.default_rng(0).normal(size=lattice.shape).astype(np.float32)
     given = volume, lattice, 6.0, (10, 20, 24), 2.0, range(3, 17)

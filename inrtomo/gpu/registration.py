@@ -53,7 +53,8 @@ class DeviceRegistrationWork(RegistrationWork):
     def rigidly_moved(self, volume: Any, motion: RigidMotion) -> Tensor:
         values = self._sent(volume)
         mean = _mean(values)
-        return self._read(self._along_axes(values - mean, _splining), motion) + mean
+        coefficients = self._along_axes(values - mean, _splining)
+        return torch.cat([self._read(coefficients, motion, some) for some in _planes(values)]) + mean
 
     def transform(self, volume: Any, window: F32) -> Tensor:
         values = self._sent(volume)
@@ -91,15 +92,23 @@ class DeviceRegistrationWork(RegistrationWork):
             self._sent(centred_coordinates(n)).reshape([-1 if k == axis else 1 for k in range(3)])
             for axis, n in enumerate(fixed.shape)
         )
-        right = target * window
+        right, nz = target * window, len(target)
 
         def about(motion: RigidMotion) -> tuple[F64, F64]:
-            now = self._read(coefficients, motion)
-            gz, gy, gx = torch.gradient(now)
-            slopes = now, gx, gy, gz, y * gz - z * gy, z * gx - x * gz, x * gy - y * gx
-            columns = [slope * window for slope in slopes]
-            normal = torch.stack([torch.stack([_dot(a, b) for b in columns]) for a in columns])
-            wanted = torch.stack([_dot(a, right) for a in columns])
+            # some planes at a time, as seven slopes of a whole volume are many volumes
+            normal, wanted = (torch.zeros(n, dtype=torch.float64, device=self.device) for n in ((7, 7), (7,)))
+            for some in _planes(coefficients):
+                first, last = max(some.start - 1, 0), min(some.stop + 1, nz)  # what differences reach
+                inside = slice(some.start - first, some.stop - first)
+                now = self._read(coefficients, motion, slice(first, last))
+                gz, gy, gx = (slope[inside] for slope in torch.gradient(now))
+                height = z[some]
+                slopes = (
+                    now[inside], gx, gy, gz, y * gz - height * gy, height * gx - x * gz, x * gy - y * gx
+                )  # fmt: skip
+                columns = [slope * window[some] for slope in slopes]
+                normal += torch.stack([torch.stack([_dot(a, b) for b in columns]) for a in columns])
+                wanted += torch.stack([_dot(a, right[some]) for a in columns])
             return normal.cpu().numpy(), wanted.cpu().numpy()
 
         return about
@@ -117,20 +126,22 @@ class DeviceRegistrationWork(RegistrationWork):
             volume = torch.tensordot(volume, matrix, dims=([0], [1]))
         return volume
 
-    def _read(self, coefficients: Tensor, motion: RigidMotion) -> Tensor:
-        """The volume of spline coefficients at ``motion(X)`` for every point X of its lattice; 0 outside."""
+    def _read(self, coefficients: Tensor, motion: RigidMotion, planes: slice) -> Tensor:
+        """Planes of the volume of spline coefficients at ``motion(X)`` for every point X of its lattice; 0 outside."""
         shape = coefficients.shape
         matrix, offset = index_map(shape, 1.0, shape, motion.rotation, motion.translation_px)
         z, y, x = (torch.arange(n, dtype=torch.float64, device=self.device) for n in shape)
-        planes, parts = max(1, VOXELS_AT_ONCE // (len(y) * len(x))), []
-        for first in range(0, len(z), planes):
-            here = z[first : first + planes, None, None]
-            places = [
-                row[0] * here + row[1] * y[:, None] + row[2] * x + start
-                for row, start in zip(matrix.tolist(), offset.tolist(), strict=True)
-            ]
-            parts.append(read_spline(coefficients, places))
-        return torch.cat(parts)
+        places = [
+            row[0] * z[planes, None, None] + row[1] * y[:, None] + row[2] * x + start
+            for row, start in zip(matrix.tolist(), offset.tolist(), strict=True)
+        ]
+        return read_spline(coefficients, places)
+
+
+def _planes(volume: Tensor) -> list[slice]:
+    """Some planes at a time, two at least, between which there are differences."""
+    nz, count = len(volume), max(2, VOXELS_AT_ONCE // volume[0].numel())
+    return [slice(first, min(first + count, nz)) for first in range(0, nz, count)]
 
 
 def read_spline(coefficients: Tensor, places: Sequence[Tensor]) -> Tensor:

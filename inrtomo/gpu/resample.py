@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 Tensor = torch.Tensor
 
 PIXELS_AT_ONCE = 2**21
+VOXELS_AT_ONCE = 2**26
 EDGE = 12  # px by which outermost values are continued: a spline's coefficients forget an edge by 0.27 a px
 
 
@@ -143,6 +144,16 @@ def laid_level(planes: F32, at_z: Array, at_y: Array, device: str) -> F32:
 
     As ``scipy.ndimage.map_coordinates`` of order 3 with mode ``nearest``, which continues the outermost values.
     """
+    nz, nx, ny = planes.shape
+    out = np.empty((*at_z.shape, nx), dtype=np.float32)
+    at_once = max(1, VOXELS_AT_ONCE // (nz * ny))
+    for first in range(0, nx, at_once):
+        some = slice(first, first + at_once)
+        out[:, :, some] = _laid_level(planes[:, some], at_z, at_y, device)
+    return out
+
+
+def _laid_level(planes: F32, at_z: Array, at_y: Array, device: str) -> F32:
     work, (nz, nx, ny) = DevicePixelWork(device), planes.shape
     # x last, so that neighbours in memory are read together
     values = work.sent(planes).permute(0, 2, 1)
