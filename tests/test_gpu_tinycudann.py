@@ -11,7 +11,7 @@ import tinycudann_stand_in as stand_in  # type: ignore[import-not-found]
 import torch
 
 from inrtomo.errors import InputError
-from inrtomo.fields.decoders import linear, mlp
+from inrtomo.fields.decoders import Decoder, linear, mlp
 from inrtomo.fields.encodings import HashGrid
 from inrtomo.gpu import tinycudann_field
 from inrtomo.gpu.operations import hash_field
@@ -112,3 +112,35 @@ def test_without_it_one_sentence_says_where_it_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "tinycudann", None)
     with pytest.raises(InputError, match="tinycudann cannot be used .* build it"):
         hash_field(GRID, DECODER, 0.5, "cpu", "tinycudann")
+
+
+def test_gradients_of_many_points_fit_half_precision(field, monkeypatch):
+    """Summed over the points as tinycudann sums them, 128 times too large, they stay below 65504."""
+    flat, none = parameters(field), torch.zeros(0)
+    points = torch.zeros(40_000, 3)
+    handed, asked = [], torch.autograd.grad
+
+    def listening(value, wanted, slopes):
+        handed.append(slopes)
+        return asked(value, wanted, slopes)
+
+    monkeypatch.setattr(torch.autograd, "grad", listening)
+    grads = [torch.zeros_like(flat) for _ in range(2)]
+    for grad, size in zip(grads, (1.0, 1e6), strict=True):
+        field.points_backward(flat, none, points, ALL, torch.full((len(points),), size), grad, none)
+    assert all(128 * float(slopes.double().abs().sum()) < 65504 / 4 for slopes in handed)
+    assert all(float(slopes.abs().min()) > torch.finfo(torch.half).tiny for slopes in handed)
+    torch.testing.assert_close(grads[1] / 1e6, grads[0], rtol=1e-3, atol=0.0)
+
+
+def test_where_there_is_no_gpu_one_sentence_says_so(monkeypatch, tmp_path):
+    (tmp_path / "tinycudann.py").write_text("raise OSError('libcuda.so.1: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tinycudann", raising=False)
+    with pytest.raises(InputError, match="installed, but finds no driver or no GPU .*libcuda"):
+        hash_field(GRID, DECODER, 0.5, "cpu", "tinycudann")
+
+
+def test_hidden_layers_of_two_widths_are_refused(field):
+    with pytest.raises(ValueError, match="one width"):
+        hash_field(GRID, Decoder((16, 64, 32, 1)), 0.5, "cpu", "tinycudann")

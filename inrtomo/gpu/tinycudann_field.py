@@ -3,7 +3,8 @@
 Its grids are cubes over the box's longest side with a hash of their own, and its decoder has no offsets, so its
 parameters are not ours: they are one flat tensor, the decoder's first as in `NetworkWithInputEncoding`, handed in as
 ``tables`` with ``weights`` empty. Where all levels count fully that fused module evaluates them; where they do not,
-its encoding and its network do one after the other, with the levels' weights in between.
+its encoding and its network do one after the other, with the levels' weights in between. Its base resolution counts
+vertices: the coarsest level has a cell less than ours, finer ones nearly as many.
 
 A lattice is taken as points, some rows of it at a time.
 """
@@ -29,6 +30,7 @@ Tensor = torch.Tensor
 FUSED_WIDTHS = (16, 32, 64, 128)
 PADDED_TO = 16  # features: the fused module fills up what is missing otherwise than its parts do
 POINTS_AT_ONCE = 2**20
+LARGEST_SUM = 64.0  # of slopes: tinycudann multiplies them by 128 and adds up gradients in half precision, up to 65504
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class TinyCudaField:
             "base_resolution": max(2, round(self._longest / float(grid.spacing[0]))),
         }  # fmt: skip
         widths = decoder.sizes[1:-1]
+        if len(set(widths)) > 1:
+            raise ValueError("tinycudann's hidden layers are of one width")
         fused = bool(widths) and set(widths) <= set(FUSED_WIDTHS)
         network = {
             "otype": "FullyFusedMLP" if fused else "CutlassMLP", "activation": "ReLU", "output_activation": "None",
@@ -171,7 +175,8 @@ class TinyCudaField:
         """Add the parameters' gradient; that of the points where it is asked for, else an empty tensor."""
         value = self._value(points, level_weights)
         slope = self.scale * grad * torch.sigmoid(value.detach().float())
-        size = slope.abs().max().clamp_min(torch.finfo(torch.float32).tiny)  # half precision holds no more than 65504
+        largest, total = slope.abs().max(), slope.abs().sum()
+        size = torch.maximum(largest, total / LARGEST_SUM).clamp_min(torch.finfo(torch.float32).tiny)
         parts = [self._network, self._encoding]
         if level_weights is None and self._whole is not None:
             parts = [self._whole]
@@ -184,9 +189,14 @@ class TinyCudaField:
 def _tinycudann() -> Any:
     try:
         import tinycudann
-    except (ImportError, OSError) as error:  # OSError: it is there, but no driver or no GPU that it was built for
+    except ImportError as error:
         raise InputError(
             f"tinycudann cannot be used ({error}); build it with the CUDA compiler from "
             "https://github.com/NVlabs/tiny-cuda-nn, folder bindings/torch"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"tinycudann is installed, but finds no driver or no GPU that it was built for ({error}); run this where "
+            "there is one"
         ) from error
     return tinycudann
