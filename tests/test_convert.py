@@ -345,10 +345,32 @@ def test_command(inr: Inr, tmp_path: Path, series: TiltSeries) -> None:
     result = inr("convert", tmp_path / "ts.aln", tmp_path / "relion", "--to", "relion5", "--stack", series.path)
     assert result.exit_code == 0, result.output
     table = read_star(tmp_path / "relion" / "tilt_series" / "ts.star")["ts"]
-    assert len(table["rlnTomoYTilt"]) == 5 and table["rlnMicrographName"][0].startswith("000002@")
+    assert len(table["rlnTomoYTilt"]) == 5 and table["rlnMicrographName"][0] == f"000002@{series.path}:mrcs"
     assert [float(v) for v in table["rlnTomoNominalStageTiltAngle"]] == pytest.approx(NOMINAL[[1, 2, 3, 5, 6]])
     compared = inr("compare", tmp_path / "ts.aln", tmp_path / "in" / "ts_align.json")
     assert compared.exit_code == 0, compared.output
+
+
+def test_ctf_and_listed_images_for_relion(inr: Inr, tmp_path: Path, series: TiltSeries) -> None:
+    """Images that a list names are those of the files, CTF is counted along them; both leave out excluded images."""
+    source = tmp_path / "ts_align.json"
+    write_record(source, replace(truth(), exposure_e_A2=None), "json")
+    for k in range(N):
+        write_stack(tmp_path / f"{k}.mrc", series.image(k)[None], PIXEL)
+    (tmp_path / "all.txt").write_text("".join(f"{k}.mrc\n" for k in range(N)))
+    (tmp_path / "all.rawtlt").write_text("".join(f"{a}\n" for a in NOMINAL))
+    ctf = tmp_path / "ctf.txt"
+    ctf.write_text("".join(f"{k + 1} {20000 + k} {19000 + k} 45 0 0.1 8\n" for k in range(N)))
+    words = ("--to", "relion5", "--stack", tmp_path / "all.txt")
+    result = inr("convert", source, tmp_path / "relion", *words, "--ctf", ctf)
+    assert result.exit_code == 0, result.output
+    assert "no rlnMicrographPreExposure, without which" in result.output and ".mdoc" in result.output
+    table = read_star(tmp_path / "relion" / "tilt_series" / "all.star")["all"]
+    rows = [k for k in range(N) if k not in truth().alignment.excluded]
+    assert table["rlnMicrographName"] == [str(tmp_path / f"{k}.mrc") for k in rows]
+    assert [float(v) for v in table["rlnDefocusU"]] == [20000 + k for k in rows]
+    assert_refused(inr("convert", source, tmp_path / "a.aln", "--ctf", ctf), "--ctf", "RELION")
+    assert_refused(inr("convert", source, tmp_path / "b", "--to", "relion5", "--ctf", ctf), "--ctf", "--stack")
 
 
 def test_command_refuses(inr: Inr, tmp_path: Path, series: TiltSeries) -> None:

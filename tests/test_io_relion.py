@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment, LocalWarp
+from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
 from inrtomo.geometry import centre_index
 from inrtomo.io.alignment_files import read_alignment
@@ -188,19 +189,85 @@ def test_files_that_are_there_keep_other_series_and_columns(tmp_path: Path) -> N
     path = tmp_path / "tilt_series" / "01.star"
     table = read_star(path)["01"]
     table = {k: v[::-1] for k, v in table.items()} | {"rlnDefocusU": ["3", "2", "1"]}  # in another order
+    table |= dict.fromkeys(("rlnDefocusV", "rlnDefocusAngle"), ["0"] * 3)
     write_star(path, {"01": table}, True)
     overview = read_star(tmp_path / "tomograms.star")["global"] | {"rlnVoltage": ["200"]}
     write_star(tmp_path / "tomograms.star", {"global": overview}, True)
     with pytest.raises(InputError, match="--overwrite"):
         write_relion(tmp_path, two)
     notes = write_relion(tmp_path, two, overwrite=True)
-    assert any("1 other series" in note for note in notes) and any("no CTF" in note for note in notes)
+    assert any("1 other series" in note for note in notes)
+    assert any("no rlnDefocusU, rlnDefocusV" in note and "--ctf" in note for note in notes)
     notes = write_relion(tmp_path, replace(one, alignment=replace(one.alignment, excluded={1: "bad"})), overwrite=True)
-    assert not any("no CTF" in note or "300 kV" in note for note in notes)
+    assert not any("no rlnDefocusU" in note or "300 kV" in note for note in notes)
     overview = read_star(tmp_path / "tomograms.star")["global"]
     assert sorted(overview["rlnTomoName"]) == ["01", "two"] and overview["rlnVoltage"] == ["200", "200"]
     assert read_star(path)["01"]["rlnDefocusU"] == ["1", "3"]
     assert read_relion(tmp_path / "tomograms.star", (81, 60), name="two").alignment.n_tilts == 3
+
+
+def test_sections_are_named_as_relion_takes_them(tmp_path: Path) -> None:
+    """``3@ts.mrc`` it refuses: ``.mrc`` is for volumes. A format after a colon is not part of a file's name."""
+    names = ("1@a/ts.mrc", "3@a/ts.mrc", "4@a/ts.mrc")
+    write_relion(tmp_path, replace(small(), images=names))
+    table = read_star(tmp_path / "tilt_series" / "01.star")["01"]
+    assert table["rlnMicrographName"] == [f"{name}:mrcs" for name in names]
+    assert read_relion(tmp_path / "tomograms.star", (81, 60)).images == names
+    others = ("1@ts.st", "one.mrc", "2@ts.tif")
+    write_relion(tmp_path / "b", replace(small(), images=others))
+    assert read_star(tmp_path / "b" / "tilt_series" / "01.star")["01"]["rlnMicrographName"] == list(others)
+
+
+def test_ctf(tmp_path: Path) -> None:
+    defoci = Defoci(np.array([3e4, 2e4, 1e4]), np.array([500.0, 0, 0]), np.array([30.0, 0, 0]), np.zeros(3), hand=-1)
+    record = replace(small(), defoci=defoci, exposure_e_A2=np.array([6.0, 0.0, 3.0]))
+    record = replace(record, alignment=replace(record.alignment, excluded={1: "dark"}))
+    notes = write_relion(tmp_path, record)
+    table = read_star(tmp_path / "tilt_series" / "01.star")["01"]
+    assert [float(v) for v in table["rlnDefocusU"]] == [30250, 10000]
+    assert [float(v) for v in table["rlnDefocusV"]] == [29750, 10000]
+    assert [float(v) for v in table["rlnDefocusAngle"]] == [30, 0]
+    assert read_star(tmp_path / "tomograms.star")["global"]["rlnTomoHand"] == ["1.0"]
+    assert not any("stop" in note for note in notes)
+
+
+@pytest.mark.parametrize("bent_first", [False, True])
+def test_all_series_of_a_list_have_deformations_or_none_has(tmp_path: Path, bent_first: bool) -> None:
+    """RELION's programs crash on a series without coefficients beside one with them."""
+    bent, flat = small(), replace(small(), name="flat", alignment=small().alignment.without_warp())
+    for record in (bent, flat) if bent_first else (flat, bent):
+        write_relion(tmp_path, record, overwrite=True)
+    overview = read_star(tmp_path / "tomograms.star")["global"]
+    grid = dict(zip(overview["rlnTomoName"], overview["rlnTomoDeformationGridSizeX"], strict=True))
+    assert grid["flat"] == "2" and int(grid["01"]) > 2 and overview["rlnTomoDeformationType"] == ["spline"] * 2
+    zeros = read_star(tmp_path / "tilt_series" / "flat.star")["flat"]["rlnTomoDeformationCoefficients"]
+    assert zeros == ["[" + ",".join(["0"] * 32) + "]"] * 3
+    a, b = (read_relion(tmp_path / "tomograms.star", (81, 60), name=name).alignment for name in ("flat", "01"))
+    view = np.stack(np.meshgrid(np.linspace(-20, 20, 9), np.linspace(-30, 30, 9)), axis=-1)
+    assert a.aligned_to_raw(0, view) == pytest.approx(flat.alignment.aligned_to_raw(0, view), abs=1e-5)
+    assert b.aligned_to_raw(0, view) == pytest.approx(bent.alignment.aligned_to_raw(0, view), abs=0.02)
+
+
+def test_deformations_beside_series_of_others(tmp_path: Path) -> None:
+    """A file outside the folder is left as it is, and said."""
+    flat = replace(small(), name="flat", alignment=small().alignment.without_warp())
+    write_relion(tmp_path / "a", flat)
+    theirs = tmp_path / "a" / "tilt_series" / "flat.star"
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "tomograms.star").write_text((tmp_path / "a" / "tomograms.star").read_text())
+    before = theirs.read_text()
+    notes = write_relion(tmp_path / "b", small(), overwrite=True)
+    assert theirs.read_text() == before
+    assert any("flat none" in note and "crash" in note for note in notes)
+
+
+def test_a_list_of_relion_4_is_not_broken(tmp_path: Path) -> None:
+    old = {"global": {"rlnTomoName": ["a", "b"]}, "a": {"rlnTomoProjX": ["[1,0,0,0]"]}}
+    write_star(tmp_path / "tomograms.star", old)
+    before = (tmp_path / "tomograms.star").read_text()
+    with pytest.raises(InputError, match="RELION 4"):
+        write_relion(tmp_path, small(), overwrite=True)
+    assert (tmp_path / "tomograms.star").read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from inrtomo.commands._common import command, echo_defaults
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_record
 from inrtomo.io.convert import FORMATS, format_of, write_record
+from inrtomo.io.ctf import read_ctf
+from inrtomo.io.images import ImageList
 from inrtomo.io.mrc import read_header
 from inrtomo.io.series_record import SeriesRecord
 from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
@@ -22,8 +24,9 @@ from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--to", "form", type=click.Choice(list(FORMATS)), help="Format of OUT.  [default: by its name]")
 @click.option("--stack", type=click.Path(path_type=Path), help="Raw stack: image size, pixel size, recorded angles.")
+@click.option("--ctf", type=click.Path(path_type=Path), help="For RELION: CTFFIND's, AreTomo's or IMOD's defocus file.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
-def main(source: Path, target: Path, form: str | None, stack: Path | None, overwrite: bool) -> None:
+def main(source: Path, target: Path, form: str | None, stack: Path | None, ctf: Path | None, overwrite: bool) -> None:
     """Convert the alignment IN to OUT, local motion included.
 
     IN is an inr-align, Etomo or AreTomo _Imod folder, a .xf with its .tlt, a warp file, an AreTomo .aln, a RELION
@@ -34,16 +37,22 @@ def main(source: Path, target: Path, form: str | None, stack: Path | None, overw
     .json, or else .xf or a folder (IMOD: NAME.xf .tlt .xtilt .rawtlt, the warp file, NAMElocal.xf, com files). The
     formats outimod1 and outimod2 are AreTomo's NAME_Imod folders of -OutImod 1 and 2.
 
-    What OUT cannot hold is said, and how nearly it holds the local motion. A Warp XML that may be overwritten keeps
-    its CTF and paths.
+    What OUT cannot hold is said, and how nearly it holds the local motion. RELION's programs want CTF and doses, from
+    --ctf and an .mdoc beside the stack. Files of RELION and Warp that may be overwritten keep their CTF and paths.
     """
     form = form or format_of(target)
     if form is None:
         raise InputError(f"{target}: its suffix is of no format; name one with --to ({', '.join(FORMATS)})")
+    if ctf is not None and form != "relion5":
+        raise InputError(f"--ctf {ctf}: of the formats only RELION's takes it; leave it out")
+    if ctf is not None and stack is None:
+        raise InputError(f"--ctf {ctf}: counts the images of a stack; give it with --stack")
     notes: list[str] = []
     series, size, pixel = _read_stack(stack, notes)
     record = read_record(source, series if series is not None else size, notes)
     record = _completed(record, series, stack, pixel)
+    if ctf is not None:
+        record = replace(record, defoci=read_ctf(ctf, record.alignment.n_tilts))
     paths, said = write_record(target, record, form, None if stack is None else str(stack), overwrite)
     a = record.alignment
     rows: list[tuple[str, object, str]] = [
@@ -83,7 +92,8 @@ def _completed(
     if stack is not None:
         record = replace(record, name=stack.stem)
         if record.images is None:
-            record = replace(record, images=tuple(f"{k + 1:06d}@{stack}" for k in range(a.n_tilts)))
+            listed = series.stack.names if series is not None and isinstance(series.stack, ImageList) else None
+            record = replace(record, images=listed or tuple(f"{k + 1:06d}@{stack}" for k in range(a.n_tilts)))
     if series is None:
         return record
     nominal, exposure = record.nominal_tilt_deg, record.exposure_e_A2

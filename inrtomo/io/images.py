@@ -99,6 +99,11 @@ class ImageList:
         known = [a for a in angles if a is not None]
         self.tilt_deg: Array | None = np.concatenate(known) if len(known) == len(angles) else None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Where each image is, as `SeriesRecord.images` has it: a file of its own, or ``000003@ts.mrc``."""
+        return tuple(f"{k + 1:06d}@{part.path}" if part.shape[0] > 1 else str(part.path) for part, k in self._where)
+
     def image(self, index: int) -> F32:
         """Image ``index`` of the list as float32 ``(ny, nx)``."""
         part, k = self._where[index]

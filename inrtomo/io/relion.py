@@ -10,12 +10,16 @@ point is seen at the same pixel (RELION's own import of an ``.xf`` leaves it out
 
 A deformation of type *spline* is a cubic Hermite spline on a grid that spans the image: per node value, slopes in x and
 y (per grid step) and twist, x fastest, then y, first all of x's shifts and then all of y's; *linear* is
-``(a x, b x + c y)`` from the image's centre. Read in RELION's source (version 5, GPL-2) for behaviour alone and checked
-there against its own matrices; *Fourier* deformations are not read.
+``(a x, b x + c y)`` from the image's centre. Read in RELION's source (version 5, GPL-2) for behaviour alone, checked
+against its own matrices and by running its programs on our files (5.0.1); *Fourier* deformations are not read.
+
+RELION moves particles by deformations, not the images of the tomograms that it reconstructs. Where one series of a list
+has deformations, all need coefficients: its programs for particles crash on a series without.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment
+from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
 from inrtomo.geometry import centre_index, rotation_about_x
 from inrtomo.io.files import check_output, make_folder
@@ -36,15 +41,23 @@ Array = NDArray[np.float64]
 
 EULER = ("rlnTomoYTilt", "rlnTomoZRot", "rlnTomoXShiftAngst", "rlnTomoYShiftAngst")
 MATRIX = ("rlnTomoProjX", "rlnTomoProjY")
+COEFFICIENTS = "rlnTomoDeformationCoefficients"
 DEFORMATION_SIZES = ("rlnTomoDeformationGridSizeX", "rlnTomoDeformationGridSizeY")
 DEFORMATIONS = {**dict.fromkeys(DEFORMATION_SIZES, "2"), "rlnTomoDeformationType": "spline"}
 """Columns of the list of series, and what stands there for a series without."""
-REPLACED = (*MATRIX, "rlnTomoProjZ", "rlnTomoProjW", "rlnTomoDeformationCoefficients")
+NO_DEFORMATION = "[" + ",".join(["0"] * 32) + "]"
+"""Coefficients to go with them: 2 x 2 nodes."""
+REPLACED = (*MATRIX, "rlnTomoProjZ", "rlnTomoProjW", COEFFICIENTS)
 """Columns that an alignment that is there before must not leave behind."""
 SAME_PX = 0.1
 """Up to this, angles and matrices of one file say the same."""
 MAX_GRID = 200
 MAX_IMAGES = 100_000
+STACK_ENDINGS = (".mrcs", ".st", ".tif", ".tiff")
+"""Files from which RELION takes single sections; of any other it is told with ``:mrcs`` that it is a stack."""
+CTF = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift")
+REQUIRED = (*CTF[:3], "rlnMicrographPreExposure")
+"""Columns of a series without which RELION's programs stop."""
 THICKNESS_OF_WIDTH = 0.3
 """Depth of a tomogram over the shorter side of the images, where nothing says it."""
 OPTICS = {"rlnVoltage": "300.0", "rlnSphericalAberration": "2.7", "rlnAmplitudeContrast": "0.1", "rlnTomoHand": "-1.0"}
@@ -205,9 +218,21 @@ def _vectors(table: Table, column: str, length: int, path: Path) -> Array:
 
 
 def _image_names(general: Table, table: Table, count: int) -> tuple[str, ...] | None:
+    """Names without a format said after a colon, ``ts.mrc:mrcs``."""
     if "rlnTomoTiltSeriesName" in general:
-        return tuple(f"{k + 1}@{general['rlnTomoTiltSeriesName'][0]}" for k in range(count))
-    return tuple(table["rlnMicrographName"]) if "rlnMicrographName" in table else None
+        stack = _without_format(general["rlnTomoTiltSeriesName"][0])
+        return tuple(f"{k + 1}@{stack}" for k in range(count))
+    return tuple(map(_without_format, table["rlnMicrographName"])) if "rlnMicrographName" in table else None
+
+
+def _without_format(name: str) -> str:
+    return re.sub(r":\w+$", "", name)
+
+
+def _with_format(name: str) -> str:
+    """A name that RELION accepts: of ``3@ts.mrc`` it says that .mrc is for volumes."""
+    a_section = "@" in name and Path(name).suffix.lower() not in STACK_ENDINGS
+    return f"{name}:mrcs" if a_section else name
 
 
 def _size_of_images(images: tuple[str, ...] | None, path: Path) -> tuple[int, int] | None:
@@ -250,13 +275,12 @@ def centre_offset(size: tuple[int, int]) -> Array:
 def _with_deformations(
     alignment: Alignment, rigid: Rigid, general: Table, table: Table, path: Path, notes: list[str]
 ) -> Alignment:
-    coefficients = "rlnTomoDeformationCoefficients"
-    if coefficients not in table or DEFORMATION_SIZES[0] not in general:
+    if COEFFICIENTS not in table or DEFORMATION_SIZES[0] not in general:
         return alignment
     kind = general.get("rlnTomoDeformationType", [""])[0]
     size = alignment.image_size
     if kind == "linear":
-        abc = _vectors(table, coefficients, 3, path)
+        abc = _vectors(table, COEFFICIENTS, 3, path)
 
         def linear(m: int, q: Array) -> Array:
             r = q - 0.5  # from index size / 2, odd sizes too
@@ -268,7 +292,7 @@ def _with_deformations(
         counts = [0 if g is None or not 2 <= g[0] <= MAX_GRID else int(g[0]) for g in grid]
         if min(counts) < 2:
             raise InputError(f"{path}: a grid of deformations needs 2 to {MAX_GRID} nodes an axis; give another file")
-        nodes = _vectors(table, coefficients, 8 * counts[0] * counts[1], path)
+        nodes = _vectors(table, COEFFICIENTS, 8 * counts[0] * counts[1], path)
         values = nodes.reshape(-1, 2, counts[1], counts[0], 4)
 
         def spline(m: int, q: Array) -> Array:
@@ -370,15 +394,18 @@ def write_relion(folder: str | Path, record: SeriesRecord, overwrite: bool = Fal
     if record.exposure_e_A2 is not None:
         table["rlnMicrographPreExposure"] = _written(record.exposure_e_A2[rows])
     images = record.images or tuple(f"{k + 1:06d}@{record.name}.mrc" for k in range(a.n_tilts))
-    table["rlnMicrographName"] = [images[m] for m in rows]
+    table["rlnMicrographName"] = [_with_format(images[m]) for m in rows]
     shifts = (rigid.offset_px - centre_offset(a.image_size)) * a.pixel_size_A
     table["rlnTomoXTilt"] = _written(-a.x_tilt_deg[rows])
     for column, values in zip(EULER, (a.tilt_deg, rigid.rotation_deg, shifts[:, 0], shifts[:, 1]), strict=True):
         table[column] = _written(values[rows])
+    if record.defoci is not None:
+        table |= _ctf_columns(record.defoci, rows)
     overview: Table = {
         "rlnTomoName": [record.name],
         "rlnTomoTiltSeriesStarFile": [str(series_path)],
         **{column: [value] for column, value in OPTICS.items()},
+        **({} if record.defoci is None else {"rlnTomoHand": [f"{-record.defoci.hand:.1f}"]}),
         "rlnMicrographOriginalPixelSize": [f"{a.pixel_size_A:.6f}"],
         "rlnTomoTiltSeriesPixelSize": [f"{a.pixel_size_A:.6f}"],
         **{f"rlnTomoSize{axis}": [str(side)] for axis, side in zip("XYZ", tomogram_size(record), strict=True)},
@@ -386,18 +413,19 @@ def write_relion(folder: str | Path, record: SeriesRecord, overwrite: bool = Fal
     if grid is not None:
         overview |= {column: [str(grid.nodes)] for column in DEFORMATION_SIZES}
         overview["rlnTomoDeformationType"] = ["spline"]
-        table["rlnTomoDeformationCoefficients"] = _coefficients(grid, rows)
+        table[COEFFICIENTS] = _coefficients(grid, rows)
         notes.append(
             f"{overview_path.name}: the local motion is held by spline deformations of {grid.nodes} x {grid.nodes} "
-            f"nodes to {grid.rms_px:.3f} px RMS, {grid.largest_px:.3f} px at most"
+            f"nodes to {grid.rms_px:.3f} px RMS, {grid.largest_px:.3f} px at most; RELION corrects it in particles, "
+            "not in the tomograms it reconstructs"
         )
     if a.excluded:
         notes.append(
             f"{series_path.name}: excluded images ({_listed(a.excluded)}, from 0) have no row; their transforms and "
             "reasons are lost"
         )
-    with_ctf = _keep_columns(series_path, table, overwrite, notes)
-    if record.images is None and table["rlnMicrographName"][0] == images[rows[0]]:
+    _keep_columns(series_path, table, overwrite, notes)
+    if record.images is None and table["rlnMicrographName"][0] == _with_format(images[rows[0]]):
         notes.append(f"{series_path.name}: the images' names are not known; they are taken as {images[0]} and so on")
     sides = [f"rlnTomoSize{axis}" for axis in "XYZ"]
     known = _keep_series(overview_path, overview, sides if record.thickness_px is None else [], overwrite, notes)
@@ -405,46 +433,61 @@ def write_relion(folder: str | Path, record: SeriesRecord, overwrite: bool = Fal
         notes.append(
             f"{overview_path.name}: no thickness is known; the tomogram is {overview[sides[2]][0]} px deep there"
         )
-    if not (known and with_ctf):
+    if not known:
         notes.append(
-            f"{overview_path.name}: "
-            + "microscope (300 kV, Cs 2.7 mm, amplitude contrast 0.1, hand -1) is RELION's usual and not that of the "
-            "series; " * (not known) + "there is no CTF; " * (not with_ctf) + "correct and add what is missing"
+            f"{overview_path.name}: microscope (300 kV, Cs 2.7 mm, amplitude contrast 0.1, hand "
+            f"{overview['rlnTomoHand'][0]}) is RELION's usual and not that of the series; correct it"
+        )
+    missing = [column for column in REQUIRED if column not in table]
+    if missing:
+        notes.append(
+            f"{series_path.name}: has no {', '.join(missing)}, without which RELION's programs stop; give "
+            + "--ctf" * (missing[0] in CTF)
+            + " and " * (len(missing) == len(REQUIRED))
+            + "a stack with doses in its .mdoc" * (REQUIRED[-1] in missing)
         )
     if any(n % 2 == 0 for n in a.image_size):
         notes.append(
             f"{series_path.name}: shifts are from RELION's image centre, index n / 2; half a pixel from IMOD's"
         )
+    if DEFORMATION_SIZES[0] in overview:
+        table.setdefault(COEFFICIENTS, [NO_DEFORMATION] * len(rows))
+        _complete_others(overview_path, overview, notes)
     write_star(series_path, {record.name: table}, overwrite)
     write_star(overview_path, {"global": overview}, overwrite)
     return notes
 
 
-def _keep_columns(path: Path, table: Table, overwrite: bool, notes: list[str]) -> bool:
-    """Add to a series' new table the other columns of its old file; whether there is a CTF among them.
+def _ctf_columns(defoci: Defoci, rows: list[int]) -> Table:
+    half = defoci.astigmatism_A / 2
+    values = (defoci.defocus_A + half, defoci.defocus_A - half, defoci.astigmatism_deg, defoci.phase_shift_deg)
+    return {column: _written(value[rows]) for column, value in zip(CTF, values, strict=True)}
+
+
+def _keep_columns(path: Path, table: Table, overwrite: bool, notes: list[str]) -> None:
+    """Add to a series' new table the other columns of its old file.
 
     Rows are matched by their recorded angles; where they cannot be, nothing is kept.
     """
     angle = "rlnTomoNominalStageTiltAngle"
     if not (overwrite and path.is_file()) or angle not in table:
-        return False
+        return
     try:
         old = next((t for t in read_star(path).values() if angle in t), {})
         recorded = _column(old, angle, path)
     except InputError:
-        return False
+        return
     wanted = np.array([float(word) for word in table[angle]])
     if recorded is None or not len(recorded):
-        return False
+        return
     nearest = np.abs(recorded[None] - wanted[:, None]).argmin(axis=1)
     if np.abs(recorded[nearest] - wanted).max() > SAME_TILT_DEG or len(set(nearest.tolist())) != len(nearest):
         notes.append(f"{path.name}: what it held before is of other images and is not kept")
-        return False
+        return
     for column, words in old.items():
         if column == "rlnMicrographName" or (column not in table and column not in REPLACED):
             table[column] = [words[k] for k in nearest]
     notes.append(f"{path.name}: keeps its other columns (movies, CTF)")
-    return "rlnDefocusU" in table
 
 
 def _keep_series(path: Path, overview: Table, guesses: list[str], overwrite: bool, notes: list[str]) -> bool:
@@ -471,18 +514,37 @@ def _keep_series(path: Path, overview: Table, guesses: list[str], overwrite: boo
         elif column not in overview:
             overview[column] = [DEFORMATIONS.get(column, "None")]
     others = [k for k, other in enumerate(old["rlnTomoName"]) if other != name]
+    if others and "rlnTomoTiltSeriesStarFile" not in old:
+        raise InputError(f"{path}: is one of RELION 4, with tables of other series inside; give another folder")
     for column, words in overview.items():
         filled = [DEFORMATIONS.get(column, words[0])] * len(old["rlnTomoName"])
         words += [old.get(column, filled)[k] for k in others]
     if others:
         notes.append(f"{path.name}: keeps its {len(others)} other series")
-        mixed = any((column in old) != (column in overview) for column in DEFORMATIONS)
-        if mixed:
-            notes.append(
-                f"{path.name}: only some of its series have deformations, which RELION does not foresee; give all of "
-                "them an alignment with local motion, or none"
-            )
     return True
+
+
+def _complete_others(path: Path, overview: Table, notes: list[str]) -> None:
+    """Coefficients of 0 for the other series of a list with deformations that have none.
+
+    Files elsewhere belong to others and are left as they are, which is said.
+    """
+    elsewhere = []
+    for name, file in list(zip(overview["rlnTomoName"], overview["rlnTomoTiltSeriesStarFile"], strict=True))[1:]:
+        other = _resolved(file, path)
+        blocks = read_star(other) if other is not None else {}
+        if other is None or COEFFICIENTS in blocks.get(name, {}):
+            continue
+        if name in blocks and other.resolve() == relion_paths(path.parent, name)[1].resolve():
+            blocks[name][COEFFICIENTS] = [NO_DEFORMATION] * len(next(iter(blocks[name].values())))
+            write_star(other, blocks, overwrite=True)
+        else:
+            elsewhere.append(name)
+    if elsewhere:
+        notes.append(
+            f"{path.name}: has deformations now, but {', '.join(elsewhere)} none, on which RELION's programs for "
+            "particles crash; convert these alignments into this folder too"
+        )
 
 
 def tomogram_size(record: SeriesRecord) -> tuple[int, int, int]:

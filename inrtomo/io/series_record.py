@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment
+from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
 from inrtomo.tiltseries import SAME_TILT_DEG, TiltSeries
 
@@ -29,6 +30,7 @@ class SeriesRecord:
         nominal_tilt_deg: recorded angles ``(n,)``; exposure_e_A2: received before each image ``(n,)``.
         images: where each image is, ``3@ts.mrc`` (section 3, from 1) or a file of its own.
         thickness_px: of the tomogram, raw px.
+        defoci: of every image. Written for RELION; no format's reader gives them.
         Each is None where the file does not say.
     """
 
@@ -38,6 +40,7 @@ class SeriesRecord:
     exposure_e_A2: Array | None = None
     images: tuple[str, ...] | None = None
     thickness_px: float | None = None
+    defoci: Defoci | None = None
 
 
 def series_name(path: str | Path) -> str:
