@@ -211,8 +211,9 @@ def _name_of(stack: str | Path | Sequence[str | Path], path: Path) -> str:
 
 def _bases(series: TiltSeries) -> list[Path]:
     """Paths without ending under which neighbours of the stack may go: its own, and the full stack's of a half."""
-    base = series.path if series.path.is_dir() else series.path.with_suffix("")
-    bases = [base / series.name if base.is_dir() else base]
+    in_folder = series.path.is_dir()
+    base = series.path if in_folder else series.path.with_suffix("")
+    bases = [base / series.name if in_folder else base]
     for halves in HALVES:
         for half in halves:
             if base.name.endswith(half):

@@ -54,6 +54,15 @@ def test_what_is_found(stack: Path) -> None:
     np.testing.assert_array_equal(np.stack(list(series.images([4, 2]))), IMAGES[[4, 2]])
 
 
+def test_a_folder_of_the_same_name_does_not_hide_what_lies_beside(stack: Path) -> None:
+    """``inr-align ts.mrc -o ts`` leaves one."""
+    stack.with_suffix("").mkdir()
+    mdoc(stack.with_name("ts.mrc.mdoc"))
+    series = open_tilt_series(stack)
+    np.testing.assert_allclose(series.tilt_deg, TILT)
+    assert series.sources["mdoc"].endswith("ts.mrc.mdoc")
+
+
 @pytest.mark.parametrize("suffix", [".st", ".mrcs", ".ali"])
 def test_other_endings(tmp_path: Path, suffix: str) -> None:
     angles(tmp_path / "ts.tlt")
