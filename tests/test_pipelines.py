@@ -112,13 +112,15 @@ def test_aretomo_like_says_what_is_wrong(tmp_path: Path) -> None:
         assert words in said.stderr
 
 
-@pytest.mark.slow
-def test_relion_5_step(tiny_series: Path, tmp_path: Path) -> None:
-    """Single images in the order of recording, two series of which one is broken; CTF and movies are kept."""
+def relion_project(tiny_series: Path, folder: Path, names: list[str]) -> list[int]:
+    """A project after RELION's CTF estimation: single images in the order of recording, whose order is returned.
+
+    Series other than ``ts`` lack their images.
+    """
     series = open_tilt_series(tiny_series / "ts.mrc")
     order = np.argsort(np.abs(series.tilt_deg), kind="stable")
-    job = tmp_path / "CtfFind" / "job003"
-    for name in ("ts", "broken"):
+    job = folder / "CtfFind" / "job003"
+    for name in names:
         (job / name).mkdir(parents=True)
         files = [f"CtfFind/job003/{name}/{k:03d}.mrc" for k in range(len(order))]
         table = {
@@ -128,23 +130,31 @@ def test_relion_5_step(tiny_series: Path, tmp_path: Path) -> None:
             "rlnMicrographPreExposure": [f"{3.0 * k:.1f}" for k in range(len(order))],
             "rlnMicrographName": files,
             "rlnDefocusU": [f"{30000 + k:.1f}" for k in range(len(order))],
+            "rlnDefocusV": [f"{29000 + k:.1f}" for k in range(len(order))],
+            "rlnDefocusAngle": ["45.0"] * len(order),
         }
         (job / "tilt_series").mkdir(exist_ok=True)
         write_star(job / "tilt_series" / f"{name}.star", {name: table})
         for k, m in enumerate(order if name == "ts" else ()):
-            write_stack(tmp_path / files[k], series.image(int(m))[None], 10.0)
-    names = ["broken", "ts"]
+            write_stack(folder / files[k], series.image(int(m))[None], 10.0)
     overview = {
         "rlnTomoName": names,
         "rlnTomoTiltSeriesStarFile": [f"CtfFind/job003/tilt_series/{name}.star" for name in names],
-        "rlnVoltage": ["200.0"] * 2,
-        "rlnSphericalAberration": ["2.7"] * 2,
-        "rlnAmplitudeContrast": ["0.07"] * 2,
-        "rlnMicrographOriginalPixelSize": ["5.0"] * 2,
-        "rlnTomoHand": ["-1.0"] * 2,
-        "rlnTomoTiltSeriesPixelSize": ["10.0"] * 2,
+        "rlnVoltage": ["200.0"] * len(names),
+        "rlnSphericalAberration": ["2.7"] * len(names),
+        "rlnAmplitudeContrast": ["0.07"] * len(names),
+        "rlnMicrographOriginalPixelSize": ["5.0"] * len(names),
+        "rlnTomoHand": ["-1.0"] * len(names),
+        "rlnTomoTiltSeriesPixelSize": ["10.0"] * len(names),
     }
     write_star(job / "tilt_series_ctf.star", {"global": overview})
+    return [int(m) for m in order]
+
+
+@pytest.mark.slow
+def test_relion_5_step(tiny_series: Path, tmp_path: Path) -> None:
+    """Single images in the order of recording, two series of which one is broken; CTF and movies are kept."""
+    order = relion_project(tiny_series, tmp_path, ["broken", "ts"])
     given = ["--o", "External/job005/", "--in_mics", "CtfFind/job003/tilt_series_ctf.star", "--fast", "--j", "4"]
     said = run("relion5-align", *given, folder=tmp_path).stderr
     assert "not aligned and left out: broken" in said
