@@ -76,7 +76,7 @@ def _without_deformations(table: Table) -> Table:
 
 
 def _relion(folder: Path, program: str, *words: object) -> None:
-    call = [shutil.which(f"relion_tomo_{program}", path=PATH), *map(str, words)]
+    call = [str(shutil.which(f"relion_tomo_{program}", path=PATH)), *map(str, words)]
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -172,8 +172,7 @@ def _extract(tomograms: Path, name: str, beads: Array, out: Path, ctf: bool = Fa
         particles[f"rlnCenteredCoordinate{axis}Angst"] = [f"{value:.4f}" for value in beads[:, k] * PIXEL_A]
     out.mkdir(parents=True)
     write_star(out / "beads.star", {"particles": particles})
-    words = ("--b", BOX_PX, "--bin", 1, "--stack2d", "--no_ic", "--no_circle_crop", "--j", 2)
-    words += () if ctf else ("--no_ctf",)
+    words = ["--b", BOX_PX, "--bin", 1, "--stack2d", "--no_ic", "--no_circle_crop", "--j", 2] + ["--no_ctf"] * (not ctf)
     _relion(out, "subtomo", "--p", "beads.star", "--t", tomograms, "--o", f"{out}/", *words)
 
 
