@@ -39,8 +39,8 @@ STEPS = {8: 60, 4: 60, 2: 50, 1: 100}  # at bins; the last is where held-out pix
 LEAST_SIZE = 12  # binned px of the coarsest scale: below this there is little to see
 OUTSIDE_LEVELS = 2  # of the finest that material beyond the view does without
 COARSEST_PX = 64  # spacing of the field's first level
-PATIENCE = 6  # steps of the last scale without a lower held-out loss, after which it goes on from the best one at
-RATES = (1.0, 0.3, 0.1)  # the next of these rates, and ends after the last: noise wants slow steps, contrast quick ones
+RATES = (1.0, 0.3, 0.1)  # of the last scale, each from the best of the one before: noise wants slow steps
+PATIENCE = (12, 6, 6)  # steps at each without a lower held-out loss; at first a new scale fits noise, then finds more
 SLAB_MARGIN = 0.08  # of the thickness, above and below what is written: the specimen may reach beyond it
 LEAST_MARGIN = 4
 SPLINE_MARGIN = 8  # rows around a piece of an x-tilted volume, for its cubic interpolation
@@ -361,7 +361,7 @@ class FieldFit(JointFit):
             held = self.losses[-1][3]
             if held < self.held_out_loss:
                 self.held_out_loss, search.best, search.since = held, before, 0
-            if search.since == PATIENCE:
+            if search.since == PATIENCE[search.rate]:
                 stage.restore(search.best)
                 search.rate, search.since = search.rate + 1, 0
             yield held
