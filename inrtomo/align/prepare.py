@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from inrtomo.align.sampling import band_pass, spline_coefficients
 from inrtomo.ctf import ctf_1d, ctf_2d
@@ -356,11 +356,13 @@ def unusable_tilts(median: Array, texture: Array, tilt_deg: Array, counts: bool)
 
 def _polarity(images: F32, counts: bool, work: PixelWork) -> tuple[int, str]:
     """Sign of protein: compact dense matter makes band-passed images skewed; counts are dark where matter is."""
+    from scipy.stats import skew as skewness  # 0.7 s to load, for commands that do without it too
+
     skew = []
     for image in images[:: max(1, len(images) // 20)]:
         for sigma in (2.0, 3.5):
             band = work.between(image, sigma, 4 * sigma)
-            skew.append(float(stats.skew(np.clip(band, *_robust_range(band, 8.0))[::2, ::2], axis=None)))
+            skew.append(float(skewness(np.clip(band, *_robust_range(band, 8.0))[::2, ::2], axis=None)))
     middle = float(np.median(skew))
     error = MAD_TO_SD * float(np.median(np.abs(np.array(skew) - middle))) / np.sqrt(len(skew)) * 1.25 + 0.01
     if abs(middle) > 4 * error:

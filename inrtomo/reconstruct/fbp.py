@@ -189,9 +189,10 @@ class LineFilter:
         frame = self.frame
         values, valid = aligned_image(raw, self.alignment, tilt, frame.x, frame.y, shear)
         values = fourier_bin(settle_border(fill_invalid(values, valid), self.sides), frame.bin)
-        transform = scipy.fft.rfft(values - values.mean(dtype=np.float64).astype(np.float32), axis=1)
+        values, workers = values - values.mean(dtype=np.float64).astype(np.float32), nb.get_num_threads()
+        transform = scipy.fft.rfft(values, axis=1, workers=workers)
         transform *= weights
-        dense: F32 = scipy.fft.irfft(transform, n=OVERSAMPLING * values.shape[1], axis=1)[:, self.kept]
+        dense: F32 = scipy.fft.irfft(transform, n=OVERSAMPLING * values.shape[1], axis=1, workers=workers)[:, self.kept]
         return spline_filter1d(dense, order=3, axis=0, output=np.float32) if self.splined else dense
 
 
