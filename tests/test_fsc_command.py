@@ -185,6 +185,8 @@ def test_refusals(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
         ((*halves, "--tilts", tmp_path / "angles.tlt"), ("angles.tlt",)),
         ((*halves, "--pixel-size", "nan"), ("--pixel-size",)),
         ((*halves, "--frc", "--register", "rigid"), ("--register",)),
+        ((*halves, "--frc", "--orientation", "xyz"), ("--orientation", "images")),
+        ((*halves, "--frc", "--cone", "30"), ("--cone", "images")),
         ((*halves, "--cone", "0"), ("--cone",)),
     ]
     for args, words in cases:

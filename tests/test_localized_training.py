@@ -306,6 +306,8 @@ def test_infer_refuses(inr: Inr, series: Path) -> None:
 def test_train_refuses(inr: Inr, series: Path) -> None:
     out = ("train", "-o", series / "t")
     assert_refused(inr(*out), "--simulate", "--pairs")
+    assert_refused(inr(*out, "--simulate", "--orientation", "xyz"), "--orientation", "--pairs")
+    assert_refused(inr(*out, "--pairs", "some.star", "--held-out", 3), "--held-out", "--simulate")
     assert_refused(inr(*out, "--pairs", listed(series, "nothing.mrc")), "nothing.mrc", "does not exist")
     write_volume(series / "wrong.mrc", np.zeros((20, 50, 96), dtype=np.float32), 10.0)
     assert_refused(inr(*out, "--pairs", listed(series, "wrong.mrc"), "--orientation", "xyz"), "wrong.mrc", "96 x 50")

@@ -228,6 +228,7 @@ def test_a_checkpoint_of_something_else_is_refused(inr: Inr, series: Path, short
         (("--average", 2), ("--average", "field")),
         (("--method", "field", "--filter", "ramp"), ("--filter", "fbp")),
         (("--method", "sirt", "--prior", "wedge"), ("--prior", "field")),
+        (("--iterations", 10), ("--iterations", "sirt-like")),
         (("--method", "field", "--prior", "beauty"), ("beauty", "sparsity")),
         (("--method", "field", "--prior", "wedge=-1"), ("wedge=-1",)),
         (("--method", "field", "--prior", "boundary"), ("boundary", "tensor")),

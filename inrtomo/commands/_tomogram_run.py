@@ -143,7 +143,9 @@ class TomogramRun(Generic[Options]):
         click.echo(f"wrote {path} ({columns} x {rows} x {sections}, {self.voxel_A:.4g} Å/voxel, {o.orientation})")
         click.echo(f"{100 * facts['wedge_energy']:.1f} % of its variance lies in the missing wedge")
         if not source.name:
-            click.echo(f"peak memory {peak_memory_bytes() / 2**30:.2f} GiB")
+            peak = peak_memory_bytes()
+            beyond = "" if peak <= o.memory else f", more than --memory, {o.memory / 2**30:.2g} GiB"
+            click.echo(f"peak memory {peak / 2**30:.2f} GiB{beyond}")
             if self.device.is_gpu:
                 peak = peak_device_bytes(self.device.name)
                 click.echo(f"peak memory of {self.device.name} {peak / 2**30:.2f} GiB")

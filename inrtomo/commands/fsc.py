@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +41,8 @@ PIXEL_SIZE_TOLERANCE = 0.005
 SMALLEST_SIDE = 8
 """Fewer voxels make too few shells for a curve."""
 ANGLE_FILES = (".tlt", ".rawtlt")
+VOLUME_OPTIONS = ("mask", "register", "tilts", "cone", "orientation", "local", "seed")
+"""Options that mean nothing to images."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,10 @@ class _Pair:
 @click.option("--seed", type=int, default=0, help="Of the random phases.")
 @DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.pass_context
 def main(
+    context: click.Context,
+    /,
     vol1: Path,
     vol2: Path,
     prefix: Path,
@@ -120,7 +126,7 @@ def main(
     pair = _read_pair(vol1, vol2, pixel_size)
     images = images or len(pair.a) == 1
     if images:
-        _refuse_volume_options(mask, register, tilts, local)
+        _refuse_volume_options(context)
     # seconds to load: not for --help, nor for bad input
     from inrtomo.io.fsc_tables import write_fsc_csv, write_fsc_star
     from inrtomo.metrics.fsc import fourier_work_on, frc, volume_fsc
@@ -189,10 +195,10 @@ def main(
     click.echo(f"wrote {outputs['.star']}, {', '.join(names)}")
 
 
-def _refuse_volume_options(mask: str, register: str, tilts: str | None, local: bool) -> None:
-    given = {"--mask": mask != "box", "--register": register != "none", "--tilts": tilts is not None, "--local": local}
-    for option in (name for name, used in given.items() if used):
-        raise InputError(f"{option}: is for volumes, and these are images; leave it out")
+def _refuse_volume_options(context: click.Context) -> None:
+    for name in VOLUME_OPTIONS:
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise InputError(f"--{name}: is for volumes, and these are images; leave it out")
 
 
 def _read_pair(vol1: Path, vol2: Path, pixel_size_A: float | None) -> _Pair:

@@ -152,5 +152,7 @@ def _check_combination(o: Options, typed: set[str]) -> None:
         if name in typed and o.method not in methods:
             option = "--" + names.get(name, name).replace("_", "-")
             raise InputError(f"{option}: means nothing to --method {o.method}; it is for {' and '.join(methods)}")
+    if "iterations" in typed and o.method == "fbp" and o.filter_name != "sirt-like":
+        raise InputError(f"--iterations: means nothing to --filter {o.filter_name}; of fbp it is for sirt-like alone")
     if "ctf_mode" in typed and o.ctf is None:
         raise InputError("--ctf-mode: needs --ctf FILE or --ctf UM")

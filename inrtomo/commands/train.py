@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from inrtomo.commands._common import command
 from inrtomo.commands.infer import DEVICE_HELP
@@ -15,6 +16,8 @@ from inrtomo.errors import InputError
 OUTPUTS = ("haar", "pixel")
 STEPS, BATCH, RATE, FINE_RATE, WIDTH, DEPTH = 20000, 4096, 2e-3, 3e-4, 160, 2
 """What --help says of things that would take seconds to load; a test holds it against them."""
+SIMULATED_ALONE, LISTED_ALONE = ("densities", "held_out", "workers"), ("orientation",)
+"""Options that mean nothing to listed pairs, and to simulated ones."""
 
 
 @command("inr-train", context_settings={"show_default": True})
@@ -53,7 +56,8 @@ STEPS, BATCH, RATE, FINE_RATE, WIDTH, DEPTH = 20000, 4096, 2e-3, 3e-4, 160, 2
 @click.option("--device", default="auto", help=DEVICE_HELP)
 @click.option("--resume", is_flag=True, help="Go on with what is in the folder, if anything is.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds results.")
-def main(**options: Any) -> None:
+@click.pass_context
+def main(context: click.Context, /, **options: Any) -> None:
     """Train the network of inr-infer.
 
     In the folder: weights.safetensors and their card weights.json (the best on held-out pairs so far),
@@ -63,8 +67,14 @@ def main(**options: Any) -> None:
     o = Options(**options)
     if o.simulate == (o.pairs is not None):
         raise InputError("give either --simulate or --pairs LIST.star")
-    if o.pairs is not None and o.densities is not None:
-        raise InputError("--densities: is for --simulate; leave it out")
+    needless = [
+        (SIMULATED_ALONE, o.pairs is not None, "is for --simulate"),
+        (LISTED_ALONE, o.simulate, "is for --pairs"),
+    ]
+    for names, given, why in needless:
+        for name in names if given else ():
+            if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                raise InputError(f"--{name.replace('_', '-')}: {why}; leave it out")
     if o.rate is not None and not 0 < o.rate < 1:
         raise InputError(f"--rate {o.rate:g}: must be above 0 and below 1; {RATE:g} is usual")
     from inrtomo.commands._train_run import Run
