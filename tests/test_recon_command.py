@@ -11,7 +11,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from inrtomo.io.mrc import open_stack
+from inrtomo.io.mrc import open_stack, write_volume
 from inrtomo.metrics.volume import cc
 from inrtomo.reconstruct import field
 from inrtomo.reconstruct.field import FieldFit
@@ -119,6 +119,26 @@ def test_sirt_and_halves_of_tilts_where_there_are_no_frames(inr: Inr, series: Pa
     assert record["all"]["wedge_energy"] < 0.01
     volume = read(out)
     assert cc(volume, truth_like(series, volume.shape)) > 0.6
+
+
+@pytest.mark.parametrize("orientation", ["xyz", "imod"])
+def test_sirt_within_a_support(inr: Inr, series: Path, orientation: str) -> None:
+    """The mask lies as the tomogram does: its edges are at other places on either side of every axis."""
+    inside = np.zeros((15, 48, 48), dtype=np.float32)
+    inside[2:9, 4:30, 10:45] = 1
+    mask = series / "mask.mrc"
+    write_volume(mask, inside if orientation == "xyz" else inside[::-1].transpose(1, 0, 2), 20.0)
+    options = ("--thickness", 30, "--bin", 2, "--orientation", orientation, "--method", "sirt", "--iterations", 3)
+    args = ("recon", series / "ts.mrc", series / "ts_truth.json", "-o", series / "out.mrc", *options)
+    done = inr(*args, "--support", mask)
+    assert done.exit_code == 0, done.output
+    volume = read(series / "out.mrc")
+    assert volume.shape == mrcfile.read(mask).shape
+    np.testing.assert_array_equal(volume != 0, mrcfile.read(mask) > 0)
+    assert_refused(inr(*args, "--overwrite", "--bin", 1, "--support", mask), "mask.mrc", "voxels")
+    mask.unlink()
+    write_volume(mask, inside * 0 if orientation == "xyz" else (inside * 0).transpose(1, 0, 2), 20.0)
+    assert_refused(inr(*args, "--overwrite", "--support", mask), "mask.mrc", "nowhere")
 
 
 def test_ctf_is_undone(inr: Inr, tmp_path: Path, short: None) -> None:

@@ -23,6 +23,7 @@ from inrtomo.ctf import Defoci
 from inrtomo.device import choose_several
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_json import alignment_from_dict, alignment_to_dict
+from inrtomo.io.mrc import open_stack
 from inrtomo.losses import COUNT_KINDS, read_noise
 from inrtomo.reconstruct.ctf_correction import CtfOperator, ctf_corrected
 from inrtomo.reconstruct.fbp import ROWS_AT_A_TIME, FbpSettings, filtered_lines
@@ -54,7 +55,8 @@ class Run(TomogramRun[Options]):
         check_unfinished(o.checkpoint, o.resume, o.overwrite)
         device, *others = choose_several(o.device, _only_cpu(o, self.priors))
         self.others = tuple(other.name for other in others)
-        super().__init__(o, device)
+        super().__init__(o, device, *([] if o.support is None else [o.support]))
+        self.support = None if o.support is None else _support(o.support, o.orientation, self.shape)
         self.polarity = 0  # iterative methods find it in what they prepare; halves are to agree on it
         if (o.contrast == "positive" and o.method == "fbp") or (o.with_halves and o.method != "fbp"):
             self.polarity = polarity_of(self.given, self.device.name)
@@ -95,6 +97,8 @@ class Run(TomogramRun[Options]):
         if self.others:
             idle = f"idle: --method {o.method} computes on {self.device.name}"
             rows.append(("more devices", ", ".join(self.others), "share the fits" if o.method == "field" else idle))
+        if self.support is not None:
+            rows.append(("support", f"{self.support.mean():.0%} of the voxels", str(o.support)))
         if o.method == "fbp":
             rows.append(("filter", o.filter_name, "default" if o.filter_name == _FILTER.name else "--filter"))
         return rows
@@ -203,8 +207,9 @@ class Run(TomogramRun[Options]):
             sart = SartTvSettings(iterations, nonnegative=o.nonnegative, memory_bytes=memory, device=self.device.name)
             return sart_tv_slabs(*data, sart, progress)
         sirt = SirtSettings(
-            o.iterations or _SIRT.iterations, o.subsets, o.nonnegative, memory_bytes=memory, device=self.device.name
-        )
+            o.iterations or _SIRT.iterations, o.subsets, o.nonnegative, self.support,
+            memory_bytes=memory, device=self.device.name,
+        )  # fmt: skip
         return sirt_slabs(*data, sirt, progress)
 
     def field(
@@ -328,6 +333,24 @@ def _priors(text: str | None, field_kind: str) -> Priors:
     if weights["boundary"] and field_kind != "tensor":
         raise InputError("--prior boundary: only --field tensor has nodes with boundaries")
     return Priors(**weights)
+
+
+def _support(path: Path, orientation: str, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """Where a mask in the orientation of the tomogram is above 0, ``[z, y, x]``.
+
+    Raises:
+        InputError: it is of another size, or nothing of it is above 0.
+    """
+    stack = open_stack(path)
+    nz, ny, nx = shape
+    expected = (ny, nz, nx) if orientation == "imod" else shape
+    if stack.shape != expected:
+        found, wanted = (" x ".join(str(n) for n in reversed(sides)) for sides in (stack.shape, expected))
+        raise InputError(f"{path}: is {found} voxels, the tomogram {wanted}; make the mask from such a tomogram")
+    inside = np.stack([stack.image(section) > 0 for section in range(len(stack))])
+    if not inside.any():
+        raise InputError(f"{path}: is nowhere above 0, so there would be no density at all; give another mask")
+    return inside if orientation == "xyz" else inside.transpose(1, 0, 2)[::-1]
 
 
 def _of_tilts(defoci: Defoci, tilts: NDArray[np.int64]) -> Defoci:

@@ -27,6 +27,7 @@ OWN_OPTIONS = {
     "iterations": ("fbp", "sirt", "sart-tv"),
     "subsets": ("sirt",),
     "nonnegative": ("sirt", "sart-tv"),
+    "support": ("sirt",),
     "ctf_mode": ("fbp", "sirt", "sart-tv"),
     "field_kind": ("field",),
     "prior": ("field",),
@@ -69,6 +70,12 @@ OWN_OPTIONS = {
     ),
     click.option("--subsets", type=click.IntRange(1), default=1, help="sirt: of tilts, one after the other."),
     click.option("--nonnegative", is_flag=True, help="sirt, sart-tv: no density below that of the surroundings."),
+    click.option(
+        "--support",
+        type=click.Path(path_type=Path),
+        metavar="MASK.mrc",
+        help="sirt: no density where this volume, of the tomogram's size and orientation, is 0.",
+    ),
     click.option("--field", "field_kind", type=click.Choice(FIELDS), default=FIELDS[0], help="field: what holds it."),
     click.option(
         "--prior",
@@ -121,6 +128,7 @@ class Options(TomogramOptions):
     iterations: int | None
     subsets: int
     nonnegative: bool
+    support: Path | None
     field_kind: str
     prior: str | None
     loss: str
