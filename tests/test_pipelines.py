@@ -73,7 +73,8 @@ def test_etomo_folder(tiny_series: Path, tmp_path: Path) -> None:
     assert error_px(folder / "ts.xf", tiny_series) < GOOD_PX
 
 
-def test_etomo_folder_says_what_is_missing(tiny_series: Path, tmp_path: Path) -> None:
+def test_etomo_folder_says_what_is_missing(tiny_series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.defpath)  # IMOD may be installed here
     copied(tiny_series, tmp_path / "etomo")
     said = run("etomo-folder", "etomo", folder=tmp_path, status=2).stderr
     assert "submfg is not on the PATH" in said
