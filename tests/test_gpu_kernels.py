@@ -13,7 +13,7 @@ import torch
 
 from inrtomo import device
 from inrtomo.errors import InputError
-from inrtomo.fields import make_field
+from inrtomo.fields import lattice_axes, make_field
 from inrtomo.gpu import plain
 from inrtomo.gpu.geometry import TiltGeometry
 from inrtomo.gpu.operations import has_triton
@@ -227,3 +227,36 @@ def test_a_device_is_chosen_or_refused_in_one_sentence():
 def test_without_a_gpu_nothing_asks_triton(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert not has_triton("cpu")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_no_launch_on_a_large_lattice_has_more_programs_than_cuda_takes(monkeypatch):
+    from inrtomo.gpu import hash_kernels
+    from inrtomo.gpu.hash_field import HashField
+
+    grids = {}
+
+    class Launch:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            grids.setdefault(self.name, []).append(grid)
+            return lambda *given, **named: None
+
+    names = "lattice_forward", "lattice_backward", "reduce_x", "reduce_y", "hashed_runs"
+    for name in names:
+        monkeypatch.setattr(hash_kernels, name, Launch(name))
+    lattice = Lattice.covering(512, 24, 150, 1.0)
+    nz, nx, ny = lattice.shape
+    box = (-nx / 2, nx / 2, -ny / 2, ny / 2, -nz / 2, nz / 2)
+    made = make_field(kind="hash", box=box, finest_px=1.0, levels=1, features=4, log2_table=12, scale=1.0)
+    field = HashField(made.grid, made.decoder, 1.0, "meta")
+    tables, weights, rho = (torch.empty(n, device="meta") for n in (made.grid.n_parameters, made.decoder.n_weights, 1))
+    plan = field.plan(lattice_axes(lattice), np.ones(1, np.float32), np.ones((nz, nx), np.int64))
+    field.lattice(tables, weights, plan)
+    field.lattice_backward(tables, weights, plan, rho, tables, weights)
+    assert set(grids) == set(names)
+    largest = [max(grid[axis] for each in grids.values() for grid in each if len(grid) > axis) for axis in range(3)]
+    assert largest[0] > 65535
+    assert largest[1] <= 65535 and largest[2] <= 65535

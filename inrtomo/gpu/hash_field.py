@@ -109,7 +109,8 @@ class HashField:
             to, strides = 0, (x.count * y.count, features * x.count * y.count, y.count)
         block = min(BLOCK, max(16, triton.next_power_of_2(y.count)))
         n_lines = n_rows * x.count
-        kernels.reduce_y[triton.cdiv(y.count, block), triton.cdiv(n_lines, LINES)](
+        # lines in front: CUDA takes 65535 programs at most along the other axes, and there are more of these
+        kernels.reduce_y[triton.cdiv(n_lines, LINES), triton.cdiv(y.count, block)](
             lines, y.index, y.frac, y.starts, y.stops, out, n_lines, ny, y.count, y.low, y.longest, x.count, features,
             *strides, to, ADD=not hashed, LINES=LINES, BLOCK=block,
         )  # fmt: skip

@@ -316,13 +316,13 @@ def reduce_y(
     given, index, frac, starts, stops, out, n_lines, ny, n_vertices, low, longest, vertices_x, F, plane, stride_z,
     stride_x, first, ADD: tl.constexpr, LINES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Transpose of interpolation along y: lines ``(n_lines, ny)`` to vertices; grid (blocks of vertices, of lines).
+    """Transpose of interpolation along y: lines ``(n_lines, ny)`` to vertices; grid (blocks of lines, of vertices).
 
     A line is (z, feature, x). Vertices go to ``out + first + feature * plane + z * stride_z + x * stride_x``, added
     to what is there if asked for (a dense level's own table).
     """
-    vertex = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    line = tl.program_id(1) * LINES + tl.arange(0, LINES)
+    vertex = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    line = tl.program_id(0) * LINES + tl.arange(0, LINES)
     real = vertex < n_vertices
     inside = line[:, None] < n_lines
     start = tl.load(starts + vertex, mask=real, other=0)
