@@ -4,6 +4,8 @@ Steps of the motion are the same to rounding. Whole fits drift apart slowly, sin
 whose gradient is nothing but rounding: losses agree to 0.3 %, shifts that moved by px to 0.03 px.
 """
 
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from inrtomo.align.joint import JointFit, JointSettings, Scale
 from inrtomo.align.motion import BlockSums, Motion
 from inrtomo.alignment import Alignment
 from inrtomo.gpu import fit as gpu_fit
+from inrtomo.gpu import operations
 from inrtomo.gpu.field_stage import DeviceFieldStage
 from inrtomo.gpu.fit import DeviceStage
 from inrtomo.gpu.motion import DeviceMotion, inverse
@@ -167,3 +170,65 @@ def test_small_matrices_are_inverted():
     a = rng.normal(size=(4, 9, 9))
     a = a @ a.transpose(0, 2, 1) + 1e-3 * np.eye(9)
     np.testing.assert_allclose(inverse(torch.tensor(a)).numpy() @ a, np.broadcast_to(np.eye(9), a.shape), atol=1e-8)
+
+
+@pytest.fixture
+def without_values(monkeypatch):
+    """Tensors on torch's ``meta`` device: reading one, indexing by a mask and mixing with the CPU's are errors."""
+    begin = gpu_fit.OnDevice.begin
+
+    def begun(stage):
+        given = stage.fit.settings
+        stage.fit.settings = replace(given, device="meta")
+        begin(stage)
+        stage.fit.settings = given
+
+    monkeypatch.setattr(gpu_fit.OnDevice, "begin", begun)
+    monkeypatch.setattr(gpu_fit.Replayed, "__call__", lambda self, key, step: step())
+    monkeypatch.setattr(operations, "has_triton", lambda device: False)
+
+
+def test_no_step_of_a_joint_fit_waits_for_the_device(images, without_values):
+    scale = Scale(bin=1, steps=9, motion_from=2, warp_from=3)
+    settings = JointSettings(levels=2, control_points=3, schedule=(scale,), held_out=0.1)
+    stage = OnTorch(images, np.ones_like(images), alignment(0.5), THICK, settings).stage(scale)
+    for step in range(1, 5):
+        stage.step(step)
+    assert stage.motion.has_warp and stage.totals.is_meta
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        stage.read()
+
+
+def test_no_step_of_a_field_reconstruction_waits_for_the_device(images, without_values):
+    settings = FieldSettings(steps=(9, 9), memory_bytes=6.5e6)
+    fit = FieldOnTorch(images, np.ones_like(images), alignment(), THICK, settings, 0, Recording())
+    fit.done_scales = 1  # gains are free
+    stage = fit.stage(fit.settings.schedule[-1])
+    stage.step(1)
+    assert len(stage.planned) > 1 and stage.snapshot().is_meta
+
+
+def test_a_recorded_step_goes_before_another_kind_of_step_takes_memory(monkeypatch):
+    made, said = [], []
+
+    class Graph:
+        def __init__(self):
+            made.append(weakref.ref(self))
+
+        def replay(self):
+            said.append("replayed")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda name: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda name: said.append("waited"))
+    replayed = gpu_fit.Replayed("cuda:0")
+    for _ in range(3):
+        replayed("still", lambda: said.append("still"))
+    assert said == ["still", "still", "replayed", "replayed"]  # run, recorded and replayed, replayed
+    assert made[0]() is not None
+    said.clear()
+    replayed("moving", lambda: said.append(made[0]() is None))
+    assert said == ["waited", True]
+    replayed("moving", lambda: said.append("moving"))
+    assert said == ["waited", True, "moving", "replayed"]

@@ -1,8 +1,9 @@
 """One scale of a joint fit or of a field reconstruction on a device: the steps of `Stage`, on tensors that stay there.
 
 Images, weights, motion, field and moments are copied to the device when a scale begins and back when somebody asks.
-A step is recorded once as a CUDA graph and replayed; only its rate is handed in, and losses are read every
-`STEPS_BETWEEN_READS` steps, so the device never waits for the host.
+A step is recorded once as a CUDA graph and replayed; nothing within it waits for the host, and only its rate is handed
+in. Losses and the field are read every `STEPS_BETWEEN_READS` steps, losses at every one where they decide on the next
+(the last scale of a field reconstruction).
 """
 
 from __future__ import annotations
@@ -35,28 +36,32 @@ PIXEL_FLOATS = 28  # that a pixel of a batch of tilts takes: its place under the
 
 
 class Replayed:
-    """Runs a function of the device's tensors: recorded as a CUDA graph when it is run for the second time.
+    """Runs a function of the device's tensors: recorded as a CUDA graph when it is run for the second time in a row.
 
-    The first time compiles the kernels and works out what the host has to know. On a CPU it is simply called.
+    The first time compiles the kernels and works out what the host has to know. What was recorded under another key
+    goes before that: a graph keeps the memory of its step, which nothing else may use. On a CPU it is simply called.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
-        self._seen: set[Any] = set()
+        self._key: Any = None
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, key: Any, function: Callable[[], None]) -> None:
-        if self.device != "cpu" and key in self._seen:
-            if key not in self._graphs:
-                self._graphs.clear()  # a fit goes from one kind of step to the next and never back
+        if self.device == "cpu":
+            function()
+        elif key != self._key:
+            if self._graph is not None:
+                torch.cuda.synchronize(self.device)  # it may still be at work
+            self._key, self._graph = key, None
+            function()
+        else:
+            if self._graph is None:
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.device(self.device), torch.cuda.graph(graph):
                     function()
-                self._graphs[key] = graph
-            self._graphs[key].replay()
-        else:
-            function()
-            self._seen.add(key)
+                self._graph = graph
+            self._graph.replay()
 
 
 class DeviceField:
