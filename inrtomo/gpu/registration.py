@@ -157,7 +157,7 @@ def read_spline(coefficients: Tensor, places: Sequence[Tensor]) -> Tensor:
     flat, total = coefficients.reshape(-1), torch.zeros(inside.shape, device=coefficients.device)
     for plane, weight_z in taps[0]:
         for row, weight_y in taps[1]:
-            start, line = (plane * ny + row) * nx, torch.zeros_like(total)
+            start, line = (plane.long() * ny + row) * nx, torch.zeros_like(total)
             for column, weight_x in taps[2]:
                 line += weight_x * flat[start + column]
             total += weight_z * weight_y * line
