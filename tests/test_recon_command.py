@@ -121,6 +121,17 @@ def test_sirt_and_halves_of_tilts_where_there_are_no_frames(inr: Inr, series: Pa
     assert cc(volume, truth_like(series, volume.shape)) > 0.6
 
 
+@pytest.mark.parametrize("loss", ["l1", "huber"])
+def test_robust_losses_leave_a_density(inr: Inr, series: Path, short: None, loss: str) -> None:
+    """Their pull is bounded, that of the priors is not: the weights that suit l2 emptied the volume."""
+    args = ("recon", series / "ts.mrc", series / "ts_truth.json", "-o", series / "out.mrc", *OPTIONS)
+    done = inr(*args, "--method", "field", "--loss", loss)
+    assert done.exit_code == 0, done.output
+    volume = read(series / "out.mrc")
+    truth = truth_like(series, volume.shape)
+    assert cc(volume, truth) > 0.6 and volume.std() > 0.2 * truth.std()
+
+
 @pytest.mark.parametrize("orientation", ["xyz", "imod"])
 def test_sirt_within_a_support(inr: Inr, series: Path, orientation: str) -> None:
     """The mask lies as the tomogram does: its edges are at other places on either side of every axis."""

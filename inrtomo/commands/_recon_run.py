@@ -39,6 +39,8 @@ from inrtomo.reconstruct.tomogram import Tomogram, tomogram
 
 MAY_DIFFER = {"stack", "alignment", "output", "memory", "device", "resume", "overwrite"}
 """Options of a run that goes on which need not be those it began with; what the files hold does."""
+BOUNDED_LOSSES, BOUNDED_SHARE = ("l1", "huber"), 0.25
+"""Data terms whose pull is bounded, and their part of the usual weights: with all of it l1 leaves no density."""
 SWEEPS_SHARE = 0.55  # of the memory, for iterations: images and tomogram are held beside them
 _FILTER, _FIELD, _SIRT, _SART = RadialFilter(), FieldSettings(), SirtSettings(), SartTvSettings()
 
@@ -51,7 +53,7 @@ class Run(TomogramRun[Options]):
     def __init__(self, options: Options) -> None:
         o = options
         self.radial = _filter(o.filter_name, o.radial, o.iterations)
-        self.priors = _priors(o.prior, o.field_kind)
+        self.priors = _priors(o.prior, o.field_kind, o.loss)
         check_unfinished(o.checkpoint, o.resume, o.overwrite)
         device, *others = choose_several(o.device, _only_cpu(o, self.priors))
         self.others = tuple(other.name for other in others)
@@ -312,10 +314,11 @@ def _filter(name: str, radial: tuple[float, float] | None, iterations: int | Non
     return RadialFilter(name, cutoff, falloff, count)
 
 
-def _priors(text: str | None, field_kind: str) -> Priors:
+def _priors(text: str | None, field_kind: str, loss: str) -> Priors:
     """``variation,wedge=0.2`` -> weights; what is not named has none."""
     if text is None:
-        return _FIELD.priors
+        share = BOUNDED_SHARE if loss in BOUNDED_LOSSES else 1.0
+        return Priors(**{name: share * weight for name, weight in asdict(_FIELD.priors).items()})
     names = [f.name for f in fields(Priors)]
     weights = dict.fromkeys(names, 0.0)
     for part in text.replace(" ", "").split(","):

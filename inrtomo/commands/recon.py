@@ -81,7 +81,8 @@ OWN_OPTIONS = {
         "--prior",
         metavar="NAME[=W],...",
         help="field: of " + ", ".join(PRIORS) + "; no density is negative in any case.  "
-        f"[default: {','.join(f'{name}={weight:g}' for name, weight in PRIORS.items() if weight)}]",
+        f"[default: {','.join(f'{name}={weight:g}' for name, weight in PRIORS.items() if weight)}, "
+        "a quarter of it with --loss l1 and huber]",
     ),
     click.option("--loss", type=click.Choice(LOSSES), default="l2", help="field: data term."),
     click.option("--average", type=click.IntRange(1), default=1, help="field: mean of so many fits; sd in OUT_sd.mrc."),
