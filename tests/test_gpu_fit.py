@@ -209,7 +209,8 @@ def test_no_step_of_a_field_reconstruction_waits_for_the_device(images, without_
 
 
 def test_a_recorded_step_goes_before_another_kind_of_step_takes_memory(monkeypatch):
-    made, said = [], []
+    made: list[weakref.ref[object]] = []
+    said: list[object] = []
 
     class Graph:
         def __init__(self):

@@ -14,6 +14,7 @@ import torch
 from inrtomo import device
 from inrtomo.errors import InputError
 from inrtomo.fields import lattice_axes, make_field
+from inrtomo.fields.grid import GridField
 from inrtomo.gpu import plain
 from inrtomo.gpu.geometry import TiltGeometry
 from inrtomo.gpu.operations import has_triton
@@ -234,7 +235,7 @@ def test_no_launch_on_a_large_lattice_has_more_programs_than_cuda_takes(monkeypa
     from inrtomo.gpu import hash_kernels
     from inrtomo.gpu.hash_field import HashField
 
-    grids = {}
+    grids: dict[str, list[tuple[int, ...]]] = {}
 
     class Launch:
         def __init__(self, name):
@@ -251,6 +252,7 @@ def test_no_launch_on_a_large_lattice_has_more_programs_than_cuda_takes(monkeypa
     nz, nx, ny = lattice.shape
     box = (-nx / 2, nx / 2, -ny / 2, ny / 2, -nz / 2, nz / 2)
     made = make_field(kind="hash", box=box, finest_px=1.0, levels=1, features=4, log2_table=12, scale=1.0)
+    assert isinstance(made, GridField)
     field = HashField(made.grid, made.decoder, 1.0, "meta")
     tables, weights, rho = (torch.empty(n, device="meta") for n in (made.grid.n_parameters, made.decoder.n_weights, 1))
     plan = field.plan(lattice_axes(lattice), np.ones(1, np.float32), np.ones((nz, nx), np.int64))

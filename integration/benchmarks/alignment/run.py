@@ -96,10 +96,11 @@ def _run(case: Case, method: str, volumes: bool) -> Iterator[dict[str, Any]]:
         yield {**head, "method": f"{method} (failed)", "error": str(error)}
         return
     for outcome in outcomes:
-        yield {**head, **_score(case, outcome, volumes)}
+        yield {**head, **scored(case, outcome, volumes)}
 
 
-def _score(case: Case, outcome: Outcome, volumes: bool) -> dict[str, Any]:
+def scored(case: Case, outcome: Outcome, volumes: bool) -> dict[str, Any]:
+    """What is measured of an outcome; with ``volumes`` also of back-projections along it and of its own density."""
     error = compare_alignments(outcome.alignment, case.truth, case.thickness_px, exclude=case.blanks)
     pixels = case.truth.n_tilts * case.truth.image_size[0] * case.truth.image_size[1]
     record: dict[str, Any] = {

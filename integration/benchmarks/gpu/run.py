@@ -23,8 +23,6 @@ import json
 import platform
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -60,6 +58,7 @@ from inrtomo.reconstruct.halves import Source
 from inrtomo.reconstruct.prepared import prepared_tilts
 from inrtomo.reconstruct.rays import Rays
 from inrtomo.simulate import SimulationSettings, simulate
+from integration.benchmarks.gpu.commands import PARTS, part
 
 BOX = (-256.0, 256.0, -256.0, 256.0, -90.0, 90.0)
 CONFIGURATIONS = {"8 levels x 4 features": (8, 4), "16 levels x 2 features": (16, 2)}
@@ -363,37 +362,6 @@ def lattice_lines(device: str, bandwidth: float) -> Iterator[Line]:
         yield Line(what, "triton", 1e3 * time_s, n / time_s, time_s * bandwidth / floor)
 
 
-def whole_commands(device: str) -> Iterator[tuple[str, float]]:
-    """Wall time of whole commands on a simulated series of 512 px and a slab of 180 px, 61 tilts."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder)
-        run("simulate", "-o", made, "--size", 512, 512, "--thickness", 180, "--tilt-range", 60, "--tilt-step", 2)
-        stack = made / "sim.mrc"
-        start = time.monotonic()
-        run("align", stack, "-o", made / "a", "--device", device)
-        yield "inr-align, 512 x 512, slab of 180 px, 61 tilts", time.monotonic() - start
-        start = time.monotonic()
-        run("align", stack, "-o", made / "f", "--device", device, "--fast")
-        yield "inr-align --fast of the same", time.monotonic() - start
-        start = time.monotonic()
-        run("export", stack, made / "a", "-o", made / "e.mrc", "--device", device)
-        yield "inr-export of the same", time.monotonic() - start
-        for method in ("fbp", "sirt", "field"):
-            start = time.monotonic()
-            run("recon", stack, made / "a", "-o", made / f"{method}.mrc", "--method", method, "--device", device)
-            yield f"inr-recon --method {method} of the same", time.monotonic() - start
-        start = time.monotonic()
-        volumes = made / "sirt.mrc", made / "field.mrc"
-        run("fsc", *volumes, "-o", made / "fsc", "--register", "rigid", "--device", device)
-        yield "inr-fsc --register rigid of two of them", time.monotonic() - start
-
-
-def run(command: str, *words: object) -> None:
-    """One of our commands, in a process of its own."""
-    program = f"from inrtomo.commands.{command} import main; main()"
-    subprocess.run([sys.executable, "-c", program, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
-
-
 def versions(sentence: str) -> dict[str, str]:
     """What was measured on."""
     import triton
@@ -408,10 +376,13 @@ def versions(sentence: str) -> dict[str, str]:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--device", default="cuda", metavar="cuda[:N]", help="Which GPU.")
-@click.option("--commands", is_flag=True, help="Also time whole commands, which takes minutes.")
+@click.option("--commands", help=f"Also whole commands, minutes each: {','.join(PARTS)}.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The same as JSON.")
-def main(device: str, commands: bool, output: Path | None) -> None:
+def main(device: str, commands: str | None, output: Path | None) -> None:
     """Check the GPU engine against the float64 reference, then time it."""
+    parts = commands.split(",") if commands else []
+    if unknown := [name for name in parts if name not in PARTS]:
+        raise click.UsageError(f"--commands {unknown[0]}: is none of {', '.join(PARTS)}")
     try:
         if not torch.cuda.is_available():
             raise InputError("torch sees no NVIDIA GPU here, so there is nothing to measure")
@@ -436,11 +407,18 @@ def main(device: str, commands: bool, output: Path | None) -> None:
                 print(
                     f"| {line.what} | {line.backend} | {line.milliseconds:.2f} | {rate:.0f} | {line.over_floor:.1f} |"
                 )
-    wall = dict(whole_commands(chosen.name)) if commands else {}
-    for what, time_s in wall.items():
-        print(f"{what}: {time_s:.0f} s")
+    wall = {}
+    for name in parts:
+        for what, value in part(name, chosen.name):
+            wall[what] = value
+            print(f"{what}: {value:.3g}", flush=True)
     if output is not None:
-        record = {"versions": about, "bandwidth": bandwidth, "lines": [asdict(line) for line in lines], "seconds": wall}
+        record = {
+            "versions": about,
+            "bandwidth": bandwidth,
+            "lines": [asdict(line) for line in lines],
+            "commands": wall,
+        }
         output.write_text(json.dumps(record, indent=1))
 
 
