@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from inrtomo.io.mrc import read_volume, write_volume
 from inrtomo.localized import pairs, scaling
 from inrtomo.localized.bank import n_features
 from inrtomo.localized.blocks import OUTPUTS, Blocks
-from inrtomo.localized.cache import SampleCache
+from inrtomo.localized.cache import SampleCache, wait_for
 from inrtomo.localized.network import Architecture, LocalizedMlp, densities
 from inrtomo.localized.samples import Samples, pair_samples
 from inrtomo.localized.scaling import CONDITIONS
@@ -329,3 +331,12 @@ def test_train_on_simulated_series(inr: Inr, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     card = json.loads((tmp_path / "t" / "weights.json").read_text())
     assert card["data"]["molecules"] == "procedural alone" and card["training"]["pairs_seen"] >= 8
+
+
+def test_dead_processes_are_told_of_in_a_sentence(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=os._exit, args=(1,))
+    process.start()
+    process.join()
+    with pytest.raises(InputError, match="processes that simulate into it have ended"):
+        wait_for(SampleCache(tmp_path / "cache", 10), 8, [process])

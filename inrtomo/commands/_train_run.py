@@ -91,7 +91,8 @@ class Run:
         with self.data() as processes:
             pool = Pool(self.cache, o.cache_pairs, a.blocks)
             if o.simulate:
-                wait_for(self.cache, FIRST_PAIRS, processes)
+                with Progress("first pairs") as progress:
+                    wait_for(self.cache, FIRST_PAIRS, processes, progress)
             pool.refill()
             held_out = [s for path in self.held_out.paths() if (s := self.held_out.load(path)) is not None]
             if self.model is None:
@@ -135,7 +136,9 @@ class Run:
         if o.simulate:
             with simulating(self.cache, self.architecture.output, 1 + 1000 * o.seed, o.densities, o.workers) as running:
                 click.echo(f"simulating {o.held_out} pairs for validation")
-                simulate_into(self.held_out, self.architecture.output, HELD_OUT_SEED + o.seed, o.densities, o.held_out)
+                given = self.held_out, self.architecture.output, HELD_OUT_SEED + o.seed, o.densities, o.held_out
+                with Progress("validation pairs") as progress:
+                    simulate_into(*given, progress)
                 yield running
             return
         blocks = self.architecture.blocks

@@ -5,16 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 
+from inrtomo.errors import InputError
 from inrtomo.localized.blocks import Blocks
 from inrtomo.localized.pairs import Pair, simulated_pairs
 from inrtomo.localized.samples import Samples, pair_samples
+
+Report = Callable[[float], None]
 
 POLL_S = 1.0
 HELD_OUT_SEED = 900001  # apart from every seed of a stream
@@ -53,7 +56,10 @@ def add_pair(cache: SampleCache, pair: Pair, blocks: Blocks, seed: int, number: 
     cache.add(samples, seed, number)
 
 
-def simulate_into(cache: SampleCache, output: str, seed: int, densities: Path | None, count: int | None) -> None:
+def simulate_into(
+    cache: SampleCache, output: str, seed: int, densities: Path | None, count: int | None,
+    report: Report = lambda fraction: None,
+) -> None:  # fmt: skip
     """Simulate pairs into a cache: so many, or without end while the process that asked for them lives."""
     parent = os.getppid()
     if count is not None and len(cache.paths()) >= count:
@@ -63,6 +69,8 @@ def simulate_into(cache: SampleCache, output: str, seed: int, densities: Path | 
     # a stream that goes on starts another one, so that nothing is made twice
     for k, pair in enumerate(simulated_pairs([seed, done], densities, cache.folder.parent)):
         add_pair(cache, pair, Blocks.of(output), seed, done + k)
+        if count is not None:
+            report(len(cache.paths()) / count)
         if (len(cache.paths()) >= count) if count is not None else (os.getppid() != parent):
             return
 
@@ -88,13 +96,18 @@ def simulating(
             process.join()
 
 
-def wait_for(cache: SampleCache, count: int, processes: list[BaseProcess]) -> None:
+def wait_for(
+    cache: SampleCache, count: int, processes: list[BaseProcess], report: Report = lambda fraction: None
+) -> None:
     """Until a cache holds so many files.
 
     Raises:
-        RuntimeError: those who fill it have died.
+        InputError: those who fill it have died.
     """
-    while len(cache.paths()) < count:
+    while (there := len(cache.paths())) < count:
         if processes and not any(process.is_alive() for process in processes):
-            raise RuntimeError("the processes that simulate have ended; what they said stands above")
+            raise InputError(
+                f"{cache.folder}: the processes that simulate into it have ended; see what they said above"
+            )
+        report(there / count)
         time.sleep(POLL_S)
