@@ -11,7 +11,7 @@ import pytest
 
 from inrtomo.fields import Adam, lattice_axes, load_field, make_field
 from inrtomo.fields.quadtree import DensitySpread, QuadTree
-from inrtomo.fields.tensor import TensorField, adapted, boundary_points, stratified_points
+from inrtomo.fields.tensor import TensorField, adapted, boundary_points
 
 BOX = (-16.0, 15.0, -9.0, 6.0, -5.0, 4.0)  # two square roots along x
 MIXED = [(0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (2, 2, 0), (2, 2, 1), (2, 3, 0), (2, 3, 1)]
@@ -314,17 +314,6 @@ def test_rows_outside_the_region_of_interest_ask_for_no_nodes():
 
 
 # samples
-
-
-def test_stratified_points_fill_every_node_evenly():
-    field = tensor()
-    points = stratified_points(field, 12, np.random.default_rng(0)).reshape(len(MIXED), 12, 3)
-    tree, grid = field.grid.tree, field.grid
-    for k, (level, i, j) in enumerate(tree.leaves):
-        size = grid.layers[level, :3]
-        corner = np.array([BOX[0] + i * size[0], BOX[2] + j * size[1], BOX[4]])
-        strata = np.floor((points[k] - corner) / size * 12).astype(int)
-        np.testing.assert_array_equal(np.sort(strata, axis=0), np.arange(12)[:, None] * np.ones(3, int))
 
 
 def test_boundary_points_are_on_both_sides_of_every_edge_in_proportion_to_its_length():

@@ -2,7 +2,9 @@
 
 Wang, Idoughi & Heidrich 2023 (eq. 4): the density is ``scale * softplus(w . features + offset)``, the features those
 of `inrtomo.fields.factors`. Material outside the region of interest has a few coarse nodes of its own. Fits start on
-a coarse tree and go on with `adapted`, which splits nodes where there is much to see.
+a coarse tree and go on with `adapted`, which splits nodes where there is much to see. Where the paper draws stratified
+points on rays within every node, a fit here takes the points of a lattice, a voxel of the image apart: every part of
+every node counts alike, and all rays share them.
 """
 
 from __future__ import annotations
@@ -127,19 +129,6 @@ def adapted(
         else:
             _take_from_children(new, node, field)
     return new
-
-
-def stratified_points(field: TensorField, n_per_node: int, rng: np.random.Generator) -> F64:
-    """Random points ``(nodes * n_per_node, 3)`` (x, y, z), raw px, equally many in every node of the tree.
-
-    In each node every one of ``n_per_node`` equal parts of x, of y and of z has one point (Latin hypercube).
-    """
-    grid, nodes = field.grid, field.grid.nodes[: field.grid.n_tree]
-    strata = rng.permuted(np.broadcast_to(np.arange(n_per_node), (len(nodes), 3, n_per_node)), axis=2)
-    share = (strata + rng.random(strata.shape)) / n_per_node
-    corner = np.column_stack([nodes[:, 1], nodes[:, 2], np.zeros(len(nodes))])
-    xyz = (corner[:, :, None] + share) * grid.layers[nodes[:, 0], :3, None] + np.array(grid.box[::2])[:, None]
-    return np.ascontiguousarray(xyz.transpose(0, 2, 1).reshape(-1, 3))
 
 
 def boundary_points(field: TensorField, n: int, rng: np.random.Generator) -> tuple[F64, F64]:
