@@ -18,6 +18,7 @@ from inrtomo.align.motion import (
     Motion,
     continued_nodes,
 )
+from inrtomo.gpu.sampling import catmull_rom
 
 Tensor = torch.Tensor
 Array = NDArray[np.float64]
@@ -68,10 +69,7 @@ def _taps(at: Tensor, first: float, spacing: float, count: int, cubic: bool) -> 
     if not cubic:
         zero = torch.zeros_like(f)
         return cell, (zero, 1 - f, f, zero)
-    f2, f3 = f * f, f * f * f
-    return cell, (
-        0.5 * (-f + 2 * f2 - f3), 0.5 * (2 - 5 * f2 + 3 * f3), 0.5 * (f + 4 * f2 - 3 * f3), 0.5 * (f3 - f2)
-    )  # fmt: skip
+    return cell, catmull_rom(f)
 
 
 class DeviceMotion:

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from inrtomo.align.joint import LEAST_NOISE
-from inrtomo.align.prepare import FEW_COUNTS
+from inrtomo.align.prepare import robust_sd
 from inrtomo.alignment import Alignment, interpolation_matrix
 from inrtomo.dose import critical_exposure
 from inrtomo.export import AlignedImage, Sections
 from inrtomo.gpu.pixels import DevicePixelWork, quantile
-from inrtomo.gpu.sampling import read_spline, spline_weights
+from inrtomo.gpu.sampling import catmull_rom, read_spline, spline_weights
 from inrtomo.reconstruct.fbp import OVERSAMPLING, LineFilter
 from inrtomo.resample import EDGE_TOLERANCE_PX, FILL_BLOCK, FILL_CONFIDENCE_PIXELS, Frame, edge_window, padded_warp
 
@@ -69,10 +69,7 @@ class AlignedReader:
         t = t.clamp(-1, count) if cubic else t.clamp(0, count - 1)
         cell = t.floor()
         f, first = (t - cell).float(), cell.long() + 2
-        f2, f3 = f * f, f * f * f
-        taps = (0 * f, 1 - f, f, 0 * f)
-        if cubic:
-            taps = 0.5 * (-f + 2 * f2 - f3), 0.5 * (2 - 5 * f2 + 3 * f3), 0.5 * (f + 4 * f2 - 3 * f3), 0.5 * (f3 - f2)
+        taps = catmull_rom(f) if cubic else (0 * f, 1 - f, f, 0 * f)
         moved = torch.zeros((2, *x.shape), device=x.device)
         for k, tap in enumerate(taps):
             for line, total in zip(lines, moved, strict=True):
@@ -132,10 +129,10 @@ def standardised(images: F32, factor: int, device: str) -> tuple[F32, Array]:
     for i, image in enumerate(images):
         values = fourier_bin(torch.tensor(image[:ny, :nx], dtype=torch.float32, device=device), factor, None)
         d = (values[1:, 1:] - values[:-1, 1:] - values[1:, :-1] + values[:-1, :-1]) / 2
-        robust, whole = quantile(d.abs(), 0.5) / 0.6745, (d**2).mean(dtype=torch.float64).sqrt()
-        sd = torch.where(robust > FEW_COUNTS * whole, robust, whole).clamp_min(LEAST_NOISE)
-        values = values / sd.float()
-        binned[i], noise[i] = (values - quantile(values, 0.5)).cpu().numpy(), float(sd)
+        robust, whole = float(quantile(d.abs(), 0.5)) / 0.6745, float((d**2).mean(dtype=torch.float64).sqrt())
+        noise[i] = max(float(robust_sd(robust, whole)), LEAST_NOISE)
+        values = values / float(np.float32(noise[i]))
+        binned[i] = (values - quantile(values, 0.5)).cpu().numpy()
     return binned, noise
 
 

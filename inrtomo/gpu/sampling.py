@@ -44,3 +44,9 @@ def mirrored(index: Tensor, n: int) -> Tensor:
     """Indices mirrored about the outermost pixels."""
     index = index.abs()
     return torch.where(index > n - 1, 2 * (n - 1) - index, index).clamp_min(0)
+
+
+def catmull_rom(f: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights of the four neighbours at fraction ``f`` between the middle two."""
+    f2, f3 = f * f, f * f * f
+    return 0.5 * (-f + 2 * f2 - f3), 0.5 * (2 - 5 * f2 + 3 * f3), 0.5 * (f + 4 * f2 - 3 * f3), 0.5 * (f3 - f2)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inrtomo.reconstruct.wedge import Given, Part, WedgeWork, conjugates
+from inrtomo.reconstruct.wedge import Given, Part, WedgeWork, conjugates, slab_frequencies, thickness_voxels
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.floating[Any]]
@@ -60,12 +60,8 @@ class DeviceWedgeWork(WedgeWork):
         columns: slice,
     ) -> Tensor:
         """One less `inrtomo.reconstruct.wedge.measured_region` at some of the frequencies along x."""
-        nz, ny, nx = shape
-        thickness = nz if thickness_px is None else thickness_px / voxel_px
-        kz, kx = np.fft.fftfreq(nz)[:, None, None], np.fft.rfftfreq(nx)[columns]
-        if x_tilt_deg:
-            a = np.deg2rad(x_tilt_deg)
-            kz = np.cos(a) * kz - np.sin(a) * np.fft.fftfreq(ny)[:, None]
+        thickness = thickness_voxels(shape, voxel_px, thickness_px)
+        kz, kx = slab_frequencies(shape, x_tilt_deg, columns)
         height, along = (torch.tensor(k, device=self.device) for k in (kz, kx))
         distance = torch.full((*kz.shape[:2], len(kx)), torch.inf, dtype=torch.float64, device=self.device)
         for slope in np.tan(np.deg2rad(np.unique(tilt_deg))).tolist():

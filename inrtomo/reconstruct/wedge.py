@@ -171,16 +171,27 @@ def _region(
     columns: slice,
 ) -> F32:
     """`measured_region` at some of the frequencies along x."""
+    thickness = thickness_voxels(shape, voxel_px, thickness_px)
+    kz, kx = slab_frequencies(shape, x_tilt_deg, columns)
+    region = np.empty((*kz.shape[:2], len(kx)), dtype=np.float32)
+    for z in range(len(kz)):
+        region[z] = soft_limit(beyond_slices(kx, kz[z], tilt_deg), thickness)
+    return region
+
+
+def thickness_voxels(shape: tuple[int, int, int], voxel_px: float, thickness_px: float | None) -> float:
+    """Of the specimen; the volume's own height where it is not given."""
+    return shape[0] if thickness_px is None else thickness_px / voxel_px
+
+
+def slab_frequencies(shape: tuple[int, int, int], x_tilt_deg: float, columns: slice) -> tuple[Array, Array]:
+    """Frequencies across the slab, ``(nz, ny or 1, 1)``, and some of those along x; cycles per voxel."""
     nz, ny, nx = shape
-    thickness = nz if thickness_px is None else thickness_px / voxel_px
-    kz, kx = np.fft.fftfreq(nz)[:, None, None], np.fft.rfftfreq(nx)[None, None, columns]
+    kz = np.fft.fftfreq(nz)[:, None, None]
     if x_tilt_deg:
         a = np.deg2rad(x_tilt_deg)
-        kz = np.cos(a) * kz - np.sin(a) * np.fft.fftfreq(ny)[None, :, None]
-    region = np.empty(np.broadcast_shapes(kz.shape, kx.shape), dtype=np.float32)
-    for z in range(nz):
-        region[z] = soft_limit(beyond_slices(kx[0], kz[z], tilt_deg), thickness)
-    return region
+        kz = np.cos(a) * kz - np.sin(a) * np.fft.fftfreq(ny)[:, None]
+    return kz, np.fft.rfftfreq(nx)[columns]
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,8 @@ from integration.benchmarks.alignment.run import scored, simulated_case
 
 QUALITY = ("S1", "S2", "S3")
 ENLARGED = 4
-OF = {
-    "infer": ("infer", ()),
-    "align": ("align", ()),
-    "align --fast": ("align", ("--fast",)),
-    "align --memory 8G": ("align", ("--memory", "8G")),
-    "align --memory 16G": ("align", ("--memory", "16G")),
-    "export": ("export", ()),
-    "recon --method fbp": ("recon", ("--method", "fbp")),
-    "recon --method sirt": ("recon", ("--method", "sirt")),
-    "recon --method field": ("recon", ("--method", "field")),
-}
-"""Command and options by the name of a line."""
+VOLUMES = "recon --method sirt", "recon --method field"
+"""What `inr-fsc` is timed on."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,7 @@ class Size:
 
     Attributes:
         side: of the images, px; thickness: of the slab, px; tilts: number of them, over +-60 degrees.
-        lines: names in `OF`.
+        lines: commands with their options.
         enlarged: factor by which images of a smaller series, ``side / enlarged``, are blown up.
     """
 
@@ -58,7 +48,7 @@ class Size:
 
 SIZES = {
     "256": Size(256, 90, 61, ("infer",)),
-    "512": Size(512, 180, 61, ("align", "align --fast", "export", *list(OF)[-3:], "infer")),
+    "512": Size(512, 180, 61, ("align", "align --fast", "export", "recon --method fbp", *VOLUMES, "infer")),
     "1024": Size(1024, 180, 41, ("align",)),
     "1024-volume": Size(1024, 300, 61, ("recon --method field", "infer")),
     "4096": Size(4096, 720, 41, ("align --memory 16G", "align --memory 8G"), ENLARGED),
@@ -73,8 +63,8 @@ def timed(size: Size, device: str) -> Iterator[tuple[str, float]]:
         made = Path(folder)
         stack, truth = _series(size, made)
         for name in size.lines:
-            command, options = OF[name]
-            out = made / name.replace(" ", "_")
+            command, *options = name.split()
+            out = _output(made, name)
             target = out if command == "align" else out.with_suffix(".mrc")
             given = (stack, "--tilt-axis", 0) if command == "align" else (stack, truth)
             start = time.monotonic()
@@ -85,7 +75,7 @@ def timed(size: Size, device: str) -> Iterator[tuple[str, float]]:
             peak = _peak_bytes(written)
             if peak:
                 yield f"{what}, peak GB", peak / 1e9
-        volumes = [made / f"recon_--method_{method}.mrc" for method in ("sirt", "field")]
+        volumes = [_output(made, name).with_suffix(".mrc") for name in VOLUMES]
         if all(path.exists() for path in volumes):
             start = time.monotonic()
             run("fsc", *volumes, "-o", made / "fsc", "--register", "rigid", "--device", device)
@@ -121,6 +111,10 @@ def run(command: str, *words: object) -> None:
     subprocess.run([sys.executable, "-c", program, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
+def _output(folder: Path, name: str) -> Path:
+    return folder / name.replace(" ", "_")
+
+
 def _series(size: Size, folder: Path) -> tuple[Path, Path]:
     """The stack and an alignment of it."""
     side, step = size.side // size.enlarged, 120 / (size.tilts - 1)
@@ -146,11 +140,4 @@ def _series(size: Size, folder: Path) -> tuple[Path, Path]:
 
 def _peak_bytes(path: Path) -> float:
     """Of the device, by a command's JSON; 0 where there was none."""
-    return _found(json.loads(path.read_text(encoding="utf-8")), "peak_device_bytes") if path.exists() else 0.0
-
-
-def _found(values: object, key: str) -> float:
-    """The first number but 0 under a key, at any depth; else 0."""
-    if not isinstance(values, dict):
-        return 0.0
-    return float(values.get(key) or 0) or next((found for x in values.values() if (found := _found(x, key))), 0.0)
+    return float(json.loads(path.read_text(encoding="utf-8")).get("peak_device_bytes", 0)) if path.exists() else 0.0
