@@ -112,7 +112,7 @@ def test_a_step_of_the_fit_stays_within_the_bound(share, monkeypatch):
         stage = stage_within(bound)
         for step in range(2):
             stage.step(step)
-    assert type(stage.field.kernels).__name__ == "HashField"
+    assert type(stage.field.form.kernels).__name__ == "HashField"
     n_batches = len(stage.batches())
     assert n_batches == 1 if share == 10 else n_batches > 2
     assert (0 if share == 10 else 0.6 * bound) < peak.bytes <= bound

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -30,6 +33,29 @@ class LatticeSpec(Protocol):
     def shape(self) -> tuple[int, int, int]: ...
     @property
     def origin(self) -> tuple[float, float, float]: ...
+
+
+class FieldOnDevice(Protocol):
+    """A field as a function of its flat parameters ``(P,)``, a tensor on a device: what the steps of a fit there use.
+
+    But for `plan` nothing here waits for the device or sends it anything: steps are recorded as a CUDA graph.
+    """
+
+    def plan(self, spec: LatticeSpec, caps: NDArray[np.integer[Any]]) -> Any:
+        """What the others need to know of a lattice; ``caps`` as ``level_cap`` of `DensityField.lattice`."""
+        ...
+
+    def lattice(self, parameters: Tensor, plan: Any) -> Tensor:
+        """Density ``(nz, nx, ny)``."""
+        ...
+
+    def add_gradient(self, parameters: Tensor, plan: Any, grad_rho: Tensor, grad: Tensor) -> None:
+        """Add the gradient of ``sum(grad_rho * rho)`` by the parameters to ``grad``."""
+        ...
+
+    def backward_bytes(self, plan: Any) -> int:
+        """The most that either holds for a while, beside its arguments and the density."""
+        ...
 
 
 class DensityField:
@@ -88,6 +114,14 @@ class DensityField:
 
     def backward_points(self, grad: F32) -> F32:
         """Add to `grad` for the last `points` call; returns the gradient ``(N, 3)`` of the points (x, y, z)."""
+        raise NotImplementedError
+
+    def use_device(self, device: str) -> None:
+        """Evaluate on a device from now on; parameters stay where they are and what is saved does not change."""
+        raise NotImplementedError
+
+    def on_device(self, device: str, active_levels: float | None = None) -> FieldOnDevice:
+        """The same density of parameters on a device."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from inrtomo.fields import kernels
 from inrtomo.fields.decoders import Decoder
-from inrtomo.fields.density import DECODER_RATE, F32, DensityField, LatticeSpec, inverse_softplus, lattice_axes
+from inrtomo.fields.density import (
+    DECODER_RATE,
+    F32,
+    DensityField,
+    FieldOnDevice,
+    LatticeSpec,
+    inverse_softplus,
+    lattice_axes,
+)
 from inrtomo.fields.encodings import HashGrid
 
 COARSEST_RATE = 0.4  # of the softplus' argument per step; beyond it coarse levels overshoot and the density dies
@@ -52,11 +60,15 @@ class GridField(DensityField):
         return self._fixed
 
     def use_device(self, device: str) -> None:
-        """Evaluate on a GPU from now on; parameters stay where they are and what is saved does not change."""
         from inrtomo.fields.kernels.device import ArrayKernels
         from inrtomo.gpu.operations import hash_field
 
         self._kernels = ArrayKernels(hash_field(self.grid, self.decoder, self.config["scale"], device))
+
+    def on_device(self, device: str, active_levels: float | None = None) -> FieldOnDevice:
+        from inrtomo.gpu.grid_on_device import GridOnDevice
+
+        return GridOnDevice(self, active_levels, device)
 
     def _split(self, flat: F32) -> tuple[F32, F32]:
         count = self.grid.n_parameters

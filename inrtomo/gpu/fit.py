@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from inrtomo.align.joint import HELD_BLOCK_PX, JointFit, Scale, Stage
 from inrtomo.errors import InputError
-from inrtomo.fields.density import lattice_axes
-from inrtomo.fields.grid import GridField
 from inrtomo.gpu import operations
 from inrtomo.gpu.geometry import TiltGeometry
 from inrtomo.gpu.motion import DeviceMotion, inverse
@@ -30,7 +28,6 @@ Tensor = torch.Tensor
 F32 = NDArray[np.float32]
 
 STEPS_BETWEEN_READS = 8
-ROWS_OF_TILE = 64  # of a lattice, for which the decoder's gradient is summed apart
 PARAMETER_COPIES = 5  # gradient, two moments, and one while the field is evaluated by itself
 PIXEL_FLOATS = 28  # that a pixel of a batch of tilts takes: its place under the warp, mostly
 
@@ -65,14 +62,11 @@ class Replayed:
 
 
 class DeviceField:
-    """A `GridField` with its gradient and its Adam moments on a device."""
+    """A field's parameters with their gradient and their Adam moments on a device."""
 
     def __init__(self, fit: JointFit, active: float, device: str) -> None:
-        assert isinstance(fit.field, GridField)
         self.fit, self.source, self.device = fit, fit.field, device
-        grid, decoder = self.source.grid, self.source.decoder
-        self.kernels = operations.hash_field(grid, decoder, self.source.config["scale"], device)
-        self.level_weights = grid.level_weights(active)
+        self.form = fit.field.on_device(device, active)
         adam = fit.adam
         self.parameters = torch.tensor(self.source.parameters(), device=device)
         self.grad = torch.zeros_like(self.parameters)
@@ -83,28 +77,18 @@ class DeviceField:
         self.at = [every.index(name) for name in self.names]
         self.counts = torch.tensor(state["count"][self.at], dtype=torch.float64, device=device)
         self.rates = torch.tensor([adam.rates[name] for name in self.names], dtype=torch.float64, device=device)
-        n = grid.n_parameters
-        self.tables, self.grad_tables = self.parameters[:n], self.grad[:n]
-        if decoder.trainable:
-            self.weights, self.grad_weights = self.parameters[n:], self.grad[n:]
-        else:
-            self.weights = torch.tensor(self.source.fixed_weights, device=device)
-            self.grad_weights = torch.zeros_like(self.weights)
 
     def lattice(self, plan: Any) -> Tensor:
         """Density on a planned lattice."""
-        rho: Tensor = self.kernels.lattice(self.tables, self.weights, plan)
-        return rho
+        return self.form.lattice(self.parameters, plan)
 
     def backward(self, plan: Any, grad_rho: Tensor) -> None:
         """Add to the gradient."""
-        self.kernels.lattice_backward(
-            self.tables, self.weights, plan, grad_rho, self.grad_tables, self.grad_weights
-        )  # fmt: skip
+        self.form.add_gradient(self.parameters, plan, grad_rho, self.grad)
 
     def plan(self, lattice: Lattice, caps: NDArray[np.int64]) -> Any:
         """What `lattice` needs to know of one."""
-        return self.kernels.plan(lattice_axes(lattice), self.level_weights, caps)
+        return self.form.plan(lattice, caps)
 
     def step(self, rate: Tensor) -> None:
         """One Adam step; see `inrtomo.fields.Adam`."""
@@ -141,7 +125,7 @@ class OnDevice(Stage):
         fit, data = self.fit, self.data
         self.device = fit.settings.device
         self.ops = operations.of(self.device)
-        fit.field.use_device(self.device)  # type: ignore[attr-defined]
+        fit.field.use_device(self.device)
         self.replayed, self.share = Replayed(self.device), Share.of(len(fit.tilts))
         self.field = DeviceField(fit, self.active, self.device)
 
@@ -302,9 +286,8 @@ class DeviceStage(OnDevice):
         voxels, own = int(np.prod(self.lattice.shape)), self.field
         held = 4 * (3 * n * image + self.background.size + PARAMETER_COPIES * own.parameters.numel() + 2 * voxels)
         block_sums = 8 * n * len(self.motion.points) * 5
-        decoder = 4 * own.weights.numel() * self.lattice.shape[1] * -(-self.lattice.shape[2] // ROWS_OF_TILE)
         per_tilt = 4 * (PIXEL_FLOATS * image + 2 * self.n_u * self.lattice.shape[2])
-        needed = held + block_sums + max(per_tilt, self.planned.backward_bytes + decoder)
+        needed = held + block_sums + max(per_tilt, own.form.backward_bytes(self.planned))
         if needed > bound:
             raise InputError(
                 f"--memory {bound / 1e9:.3g}: too little for images binned by {self.data.bin}, which need "
