@@ -12,6 +12,7 @@ import pytest
 from inrtomo.fields import Adam, lattice_axes, load_field, make_field
 from inrtomo.fields.quadtree import DensitySpread, QuadTree
 from inrtomo.fields.tensor import TensorField, adapted, boundary_points
+from inrtomo.gpu import factors
 
 BOX = (-16.0, 15.0, -9.0, 6.0, -5.0, 4.0)  # two square roots along x
 MIXED = [(0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (2, 2, 0), (2, 2, 1), (2, 3, 0), (2, 3, 1)]
@@ -41,9 +42,9 @@ def tensor_field(box, finest_px=1.0, **options: Any) -> TensorField:
     return field
 
 
-def pair(features=5):
-    """The same field on both backends, with parameters that matter everywhere."""
-    made = [tensor(backend, features, scale=0.3) for backend in ("cpu", "reference")]
+def pair(features=5, backend="cpu"):
+    """The same field on a backend and on the reference, with parameters that matter everywhere."""
+    made = [tensor(name, features, scale=0.3) for name in (backend, "reference")]
     values = np.random.default_rng(0).normal(scale=0.6, size=made[0].parameters().size).astype(np.float32)
     for field in made:
         field.parameters()[:] = values
@@ -54,10 +55,18 @@ def assert_close(fast, exact, tolerance=2e-5):
     assert np.abs(fast - exact).max() <= tolerance * np.abs(exact).max()
 
 
+@pytest.fixture(params=["cpu", "plain", "plain, some nodes at a time"])
+def backend(request, monkeypatch):
+    name, _, few = request.param.partition(",")
+    if few:
+        monkeypatch.setattr(factors, "VOXELS_AT_ONCE", 400)
+    return name
+
+
 @pytest.mark.parametrize("features", [5, 8])
 @pytest.mark.parametrize("lattice", LATTICES, ids=lambda s: f"spacing {s.spacing}")
-def test_lattice_density_and_gradients_equal_the_reference(features, lattice):
-    fast, exact = pair(features)
+def test_lattice_density_and_gradients_equal_the_reference(features, lattice, backend):
+    fast, exact = pair(features, backend)
     rng = np.random.default_rng(1)
     cap = rng.integers(0, 5, size=lattice.shape[:2])
     grad = rng.normal(size=lattice.shape).astype(np.float32)
@@ -73,12 +82,12 @@ def test_lattice_density_and_gradients_equal_the_reference(features, lattice):
     assert np.all(densities[0][cap == 0] == 0) and np.all(densities[0][cap > 0] > 0)
 
 
-def test_point_density_and_gradients_equal_the_reference():
+def test_point_density_and_gradients_equal_the_reference(backend):
     rng = np.random.default_rng(2)
     xyz = rng.uniform((-18, -11, -7), (17, 8, 6), size=(333, 3))
     grad = rng.normal(size=len(xyz)).astype(np.float32)
     results = []
-    for field in pair():
+    for field in pair(backend=backend):
         results.append((field.points(xyz), field.backward_points(grad), field.grad.copy()))
     for a, b in zip(*results, strict=True):
         assert_close(a, b, 1e-4)
@@ -113,8 +122,8 @@ def test_gradients_by_finite_differences():
     assert (values[0] - values[1]) / 2e-3 == pytest.approx(float(field.grad @ direction), rel=5e-3)
 
 
-def test_lattice_and_points_agree():
-    field = pair()[0]
+def test_lattice_and_points_agree(backend):
+    field = pair(backend=backend)[0]
     z, x, y = np.meshgrid(*lattice_axes(LATTICES[1]), indexing="ij")
     xyz = np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1)
     assert_close(field.lattice(LATTICES[1]).ravel(), field.points(xyz))

@@ -136,3 +136,9 @@ class FactorGrid:
         width = 1 << (self.tree.depth - level)
         first = self.nodes[:, 1 + axis] * width
         return np.column_stack([np.searchsorted(cell, first), np.searchsorted(cell, first + width)])
+
+
+def interpolation(positions: NDArray[np.floating], intervals: int) -> F64:
+    """Matrix ``(..., vertices)`` of linear interpolation at positions counted in vertices; beyond the ends theirs."""
+    inside = np.clip(positions, 0, intervals)
+    return np.asarray(np.maximum(0.0, 1.0 - np.abs(inside[..., None] - np.arange(intervals + 1))))

@@ -16,8 +16,17 @@ from numpy.typing import NDArray
 
 from inrtomo.fields import decoders, kernels
 from inrtomo.fields.decoders import Decoder
-from inrtomo.fields.density import DECODER_RATE, F32, F64, DensityField, LatticeSpec, inverse_softplus, lattice_axes
-from inrtomo.fields.factors import FactorGrid
+from inrtomo.fields.density import (
+    DECODER_RATE,
+    F32,
+    F64,
+    DensityField,
+    FieldOnDevice,
+    LatticeSpec,
+    inverse_softplus,
+    lattice_axes,
+)
+from inrtomo.fields.factors import FactorGrid, interpolation
 from inrtomo.fields.quadtree import DensitySpread
 
 EDGE_GAP = 0.01  # distance of boundary points from their edge, in vertices of the deepest nodes
@@ -61,7 +70,7 @@ class TensorField(DensityField):
         offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
         level_cap: NDArray[np.integer[Any]] | None = None,
     ) -> F32:
-        which = self._which(spec, level_cap)
+        which = self.rows(spec, level_cap)
         rho: F32 = self._kernels.lattice(*self._split(self._parameters), lattice_axes(spec, offset), which)
         return rho
 
@@ -76,8 +85,18 @@ class TensorField(DensityField):
         moved: F32 = self._kernels.points_backward(grad, *self._split(self.grad))
         return moved
 
-    def _which(self, spec: LatticeSpec, level_cap: NDArray[np.integer[Any]] | None) -> NDArray[np.uint8]:
-        """Rows ``(nz, nx)`` of the tree (2), of the coarse nodes (1) and of zeros (0)."""
+    def use_device(self, device: str) -> None:
+        from inrtomo.fields.kernels.factor_plain import Kernels
+
+        self._kernels = Kernels(self.grid, self.config["scale"], device)
+
+    def on_device(self, device: str, active_levels: float | None = None) -> FieldOnDevice:
+        from inrtomo.gpu.factors import TensorOnDevice
+
+        return TensorOnDevice(self, device)
+
+    def rows(self, spec: LatticeSpec, level_cap: NDArray[np.integer[Any]] | None) -> NDArray[np.uint8]:
+        """Which rows ``(nz, nx)`` along y are the tree's (2), which the coarse nodes' (1), and which zeros (0)."""
         caps = np.full(spec.shape[:2], self.levels) if level_cap is None else np.asarray(level_cap)
         if caps.shape != tuple(spec.shape[:2]):
             raise ValueError(f"level_cap has shape {caps.shape}, the lattice's rows are {tuple(spec.shape[:2])}")
@@ -110,7 +129,7 @@ def adapted(
     old = field.grid
     if budget is None:
         budget = old.tree.owner.size
-    counted = field._which(spec, level_cap) == 2
+    counted = field.rows(spec, level_cap) == 2
     tree = old.tree.updated(DensitySpread(old.tree, spec, density, counted), budget)
     new = TensorField(field.config, old.with_tree(tree))
     new.parameters()[new.groups["outside"]] = field.parameters()[field.groups["outside"]]
@@ -184,12 +203,7 @@ def _halved(intervals: int, half: int | None) -> F64:
         positions = np.arange(2 * intervals + 1) / 2
     else:
         positions = (np.arange(intervals + 1) + half * intervals) / 2
-    return _interpolation(positions, intervals)
-
-
-def _interpolation(positions: NDArray[np.floating[Any]], intervals: int) -> F64:
-    """Matrix ``(positions, vertices)`` of linear interpolation at positions counted in vertices."""
-    return np.asarray(np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(intervals + 1))))
+    return interpolation(positions, intervals)
 
 
 def _take_from_children(field: TensorField, node: int, old: TensorField) -> None:
@@ -203,9 +217,9 @@ def _take_from_children(field: TensorField, node: int, old: TensorField) -> None
         for b in (0, 1):
             child = old.grid.factors(places[int(layer) + 1, int(2 * i + a), int(2 * j + b)], old.parameters())
             rows, columns = _quarter(nx - 1, a), _quarter(ny - 1, b)
-            x = _interpolation(2.0 * rows - a * (nx - 1), nx - 1)
-            y = _interpolation(2.0 * columns - b * (ny - 1), ny - 1)
-            z = _interpolation(2.0 * np.arange(nz), 2 * (nz - 1))
+            x = interpolation(2.0 * rows - a * (nx - 1), nx - 1)
+            y = interpolation(2.0 * columns - b * (ny - 1), ny - 1)
+            z = interpolation(2.0 * np.arange(nz), 2 * (nz - 1))
             argument[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = _argument(child, w[0], x, y, z)
     X, Y, Z, XY, XZ, YZ = grid.factors(node, field.parameters())
     left, strength, right = np.linalg.svd(argument.reshape(nz, -1), full_matrices=False)

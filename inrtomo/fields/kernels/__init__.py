@@ -1,8 +1,8 @@
 """Backends of fields. Each module has a class ``Kernels`` with the same methods, checked by the same tests.
 
 ``cpu``: numba, float32, what fits use. ``reference``: plain torch, float64, what tests compare with. Those of
-vector-matrix factors have ``factor_`` before their names. Of hash grids alone: ``triton`` and ``plain`` (torch,
-float32), what fits on a GPU are made of (`inrtomo.gpu`).
+vector-matrix factors have ``factor_`` before their names. What fits on a GPU are made of (`inrtomo.gpu`): ``plain``
+(torch, float32) and, of hash grids alone, ``triton``.
 """
 
 from __future__ import annotations
