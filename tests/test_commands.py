@@ -157,6 +157,26 @@ def test_progress_on_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) ->
         assert text.count("\n") == (1 if stream.isatty() else lines + 1)
 
 
+def test_time_left_is_by_the_speed_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither preparation before the first report nor a slow beginning counts for ever."""
+    now = [0.0]
+    monkeypatch.setattr(_common.time, "monotonic", lambda: now[0])
+    log = io.StringIO()
+    with Progress("field", log) as progress:
+        now[0] = 100.0
+        progress(0.1)
+        assert "left" not in log.getvalue()
+        for _ in range(10):  # 1 % in 10 s, then 1 % in 1 s
+            now[0] += 10
+            progress(0.1 + 0.01 * (now[0] - 100) / 10)
+        assert log.getvalue().splitlines()[-1].endswith(" 13 min 20 s left")
+        begun = now[0]
+        while now[0] < 250:
+            now[0] += 1
+            progress(0.2 + 0.01 * (now[0] - begun))
+        assert 30 <= int(log.getvalue().splitlines()[-1].split()[-3]) <= 90 or "1 min" in log.getvalue()
+
+
 def test_progress_says_nothing_of_short_work(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     with Progress("tracks", log) as progress:

@@ -106,6 +106,47 @@ def test_reference_convention_and_registration(inr: Inr, tmp_path: Path) -> None
         assert found[kind]["resolution_A"] < 25 < 0.7 * (found["none"]["resolution_A"] or np.inf)
 
 
+def test_a_tomogram_beside_a_higher_truth(inr: Inr, tmp_path: Path) -> None:
+    """As a newcomer has them: sections of the one are y, of the other z, and they differ in height."""
+    truth = gaussian_filter(noise(0), 1.5)
+    slab = 3 * truth[4:16] - 7
+    write_volume(tmp_path / "rec.mrc", slab[::-1].transpose(1, 0, 2), VOXEL_A)
+    write_volume(tmp_path / "truth.mrc", truth, VOXEL_A)
+    write_volume(tmp_path / "mask.mrc", np.pad(np.ones((8, 40, 32), np.float32), ((6, 6), (4, 4), (4, 4))), VOXEL_A)
+    args = (tmp_path / "rec.mrc", tmp_path / "truth.mrc", "--reference", "--mask", tmp_path / "mask.mrc")
+    result = inr("fsc", *args, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "imod, xyz" in result.output and "12 voxels" in result.output
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert min(found["curves"]["masked"]["correlation"]) > 0.999
+    alike = found["likeness"]
+    assert alike["cc"] > 0.9999 and alike["ssim"] > 0.999 and alike["psnr_db"] > 80 and alike["vif"] is None
+    assert "VIF" in result.output and "too small" in result.output
+
+
+def test_likeness_to_the_truth_is_free_of_the_grey_scale(inr: Inr, tmp_path: Path) -> None:
+    """A tenth of the truth's spread as noise, on another scale: PSNR as that noise has it, and the same CNR."""
+    truth = gaussian_filter(np.random.default_rng(0).normal(size=(16, 64, 60)).astype(np.float32), 2)
+    truth -= truth.min()
+    noisy = truth + 0.1 * truth.std() * np.random.default_rng(1).normal(size=truth.shape).astype(np.float32)
+    found = []
+    write_volume(tmp_path / "truth.mrc", truth, VOXEL_A)
+    for name, volume in (("one", noisy), ("other", 40 - 3 * noisy)):
+        write_volume(tmp_path / f"{name}.mrc", volume, VOXEL_A)
+        args = (tmp_path / f"{name}.mrc", tmp_path / "truth.mrc", "--reference", "--overwrite")
+        assert inr("fsc", *args, "-o", tmp_path / name).exit_code == 0
+        found.append(json.loads((tmp_path / f"{name}.json").read_text())["likeness"])
+    middle = truth[:, 6:58, 6:54]
+    assert found[0]["psnr_db"] == pytest.approx(20 * np.log10(np.ptp(middle) / (0.1 * truth.std())), abs=0.1)
+    assert found[0]["cc"] == pytest.approx(1 / np.sqrt(1.01), abs=2e-3)
+    assert found[1]["cc"] == pytest.approx(-found[0]["cc"], abs=1e-6)
+    assert 0.3 < found[0]["vif"] < 0.95 and found[0]["enl"] > 0
+    for name in ("psnr_db", "ssim", "vif", "cnr", "enl"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-3)
+    assert inr("fsc", tmp_path / "one.mrc", tmp_path / "truth.mrc", "-o", tmp_path / "halves").exit_code == 0
+    assert "likeness" not in json.loads((tmp_path / "halves.json").read_text())
+
+
 def test_orientation_mask_and_local_map_follow_the_files(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
     """The same volumes as IMOD's tilt writes them give the same curves; the local map lies over them."""
     mask = np.zeros(SHAPE, np.float32)
@@ -168,6 +209,7 @@ def test_refusals(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "angles.tlt").write_text("0\n0\n")
     cases: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
         ((odd, other("small", values[:, :40])), ("40 x 48 x 20", "40 x 40 x 20")),
+        ((odd, other("odder", values[:-1])), ("odder.mrc", "half a voxel", "--thickness")),
         ((odd, other("coarse", values, 8.0)), ("5", "8", "--pixel-size")),
         ((other("bare", values, None),) * 2, ("bare.mrc", "--pixel-size")),
         ((odd, other("nan", holes)), ("nan.mrc", "1 voxels", "NaN")),

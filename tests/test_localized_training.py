@@ -302,6 +302,7 @@ def test_infer_refuses(inr: Inr, series: Path) -> None:
     given = ("infer", series / "ts.mrc", series / "ts_truth.json", "-o", series / "o.mrc")
     assert_refused(inr(*given, "--weights", series / "ts.mrc"), "card")
     assert_refused(inr(*given, "--device", "abacus"), "--device abacus")
+    assert_refused(inr(*given, "--voltage", 200), "--voltage", "--ctf")
     assert not (series / "o.mrc").exists() and not (series / "o.json").exists()
 
 
@@ -310,6 +311,7 @@ def test_train_refuses(inr: Inr, series: Path) -> None:
     assert_refused(inr(*out), "--simulate", "--pairs")
     assert_refused(inr(*out, "--simulate", "--orientation", "xyz"), "--orientation", "--pairs")
     assert_refused(inr(*out, "--pairs", "some.star", "--held-out", 3), "--held-out", "--simulate")
+    assert_refused(inr(*out, "--simulate", "--start", "shipped", "--width", 64), "--width", "--start")
     assert_refused(inr(*out, "--pairs", listed(series, "nothing.mrc")), "nothing.mrc", "does not exist")
     write_volume(series / "wrong.mrc", np.zeros((20, 50, 96), dtype=np.float32), 10.0)
     assert_refused(inr(*out, "--pairs", listed(series, "wrong.mrc"), "--orientation", "xyz"), "wrong.mrc", "96 x 50")

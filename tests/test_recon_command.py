@@ -121,6 +121,27 @@ def test_sirt_and_halves_of_tilts_where_there_are_no_frames(inr: Inr, series: Pa
     assert cc(volume, truth_like(series, volume.shape)) > 0.6
 
 
+def test_a_fit_without_density_is_no_tomogram(inr: Inr, series: Path, short: None) -> None:
+    """Priors so strong that nothing is left: said in a sentence, and nothing under the tomogram's name."""
+    args = ("recon", series / "ts.mrc", series / "ts_truth.json", "-o", series / "out.mrc", *OPTIONS)
+    refused = inr(*args, "--method", "field", "--prior", "sparsity=1000")
+    assert_refused(refused, "no density", "ts.mrc", "weaker priors")
+    assert not (series / "out.mrc").exists() and not (series / "out.json").exists()
+    assert inr(*args, "--method", "field").exit_code == 0  # no checkpoint is in its way
+    record = json.loads((series / "out.json").read_text())["all"]
+    assert record["held_out_loss"] < 0.9 * record["held_out_loss_of_nothing"]
+
+
+def test_the_peak_is_printed_beside_the_bound(inr: Inr, series: Path) -> None:
+    args = ("recon", series / "ts.mrc", series / "ts_truth.json", "--thickness", 30, "--bin", 2)
+    said = {size: inr(*args, "-o", series / f"{size}.mrc", "--memory", size).output for size in ("16M", "900G")}
+    for size, output in said.items():
+        (line,) = (line for line in output.splitlines() if line.startswith("peak memory"))
+        peak = json.loads((series / f"{size}.json").read_text())["peak_memory_bytes"] / 2**30
+        assert float(line.split()[2]) == pytest.approx(peak, abs=0.02)
+        assert ("more than --memory, 0.016 GiB" in line) == (size == "16M")
+
+
 @pytest.mark.parametrize("loss", ["l1", "huber"])
 def test_robust_losses_leave_a_density(inr: Inr, series: Path, short: None, loss: str) -> None:
     """Their pull is bounded, that of the priors is not: the weights that suit l2 emptied the volume."""
@@ -268,6 +289,7 @@ def test_a_checkpoint_of_something_else_is_refused(inr: Inr, series: Path, short
         (("--memory", "much"), ("much", "4G")),
         (("--ctf", 300), ("300", "um")),
         (("--ctf-mode", "wiener"), ("--ctf",)),
+        (("--voltage", 200), ("--voltage", "--ctf")),
         (("--halves", "--exclude", "0-16"), ("--halves", "4")),
     ],
     ids=lambda v: "-".join(map(str, v)) if isinstance(v, tuple) else str(v),

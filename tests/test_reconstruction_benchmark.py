@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from scipy.spatial.transform import Rotation
 
 from inrtomo.alignment import Alignment
+from inrtomo.metrics.likeness import on_grey_scale
 from inrtomo.reconstruct import field
 from inrtomo.simulate import SimulationSettings
 from integration.benchmarks.alignment import run as alignment_run
@@ -20,7 +21,7 @@ from integration.benchmarks.reconstruction.ellipsoids import Ellipsoids, apart, 
 from integration.benchmarks.reconstruction.jobs import Job, do, records, tables
 from integration.benchmarks.reconstruction.methods import FIELDS, ONE_NODE, BenchmarkFit, Fitted, Imaged, fbp
 from integration.benchmarks.reconstruction.real import side_by_side
-from integration.benchmarks.reconstruction.scores import image_scores, on_grey_scale, up_to_crossing, volume_scores
+from integration.benchmarks.reconstruction.scores import image_scores, up_to_crossing, volume_scores
 
 TILTS = np.array([-60.0, -13.0, 0.0, 41.0])
 SHAPE = (24, 28, 32)  # z, y, x

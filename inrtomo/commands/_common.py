@@ -244,6 +244,7 @@ class Progress:
         self.on_terminal = self.stream.isatty()
         self.interval_s = TERMINAL_INTERVAL_S if self.on_terminal else LOG_INTERVAL_S
         self._start = self._shown = time.monotonic()
+        self._seen: list[tuple[float, float]] = []  # when what fraction was done
         self._line_open = False
 
     def __enter__(self) -> Progress:
@@ -255,10 +256,11 @@ class Progress:
     ) -> None:
         """Report the fraction of the work done; prints only when the last line is old enough."""
         now = time.monotonic()
+        if not self._seen:
+            self._seen.append((now, fraction))
         if now - self._shown < self.interval_s:
             return
         self._shown = now
-        elapsed = now - self._start
         parts = [f"{self.task} {100 * fraction:3.0f} %"]
         if scale:
             parts.append(scale)
@@ -266,9 +268,21 @@ class Progress:
             parts.append(f"loss {loss:.5g}")
         if held_out is not None:
             parts.append(f"held-out loss {held_out:.5g}")
-        if fraction > 0:
-            parts.append(f"{_duration(elapsed * (1 - fraction) / fraction)} left")
+        left = self._left_s(now, fraction)
+        if left is not None:
+            parts.append(f"{_duration(left)} left")
         self._write("  ".join(parts))
+
+    def _left_s(self, now: float, fraction: float) -> float | None:
+        """Time left at the speed since half of the time so far; None before anything was seen to move.
+
+        What came before the first report is preparation, and scales differ in how well they keep to their share.
+        """
+        while len(self._seen) > 1 and self._seen[1][0] < (self._start + now) / 2:
+            self._seen.pop(0)
+        then, before = self._seen[0]
+        self._seen.append((now, fraction))
+        return (1 - fraction) * (now - then) / (fraction - before) if fraction > before else None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

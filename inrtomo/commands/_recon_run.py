@@ -245,8 +245,17 @@ class Run(TomogramRun[Options]):
         data = tilts.images, tilts.weight, tilts.alignment, height
         with self.interrupts.held_back() as interrupts:
             found = reconstruct_field(*data, settings, on_step, recording, self.kept, interrupts)
+        if found.is_blank:
+            for path in (o.checkpoint, o.beside("_live.png")):  # there is nothing to go on from, nor to be in the way
+                path.unlink(missing_ok=True)
+            raise InputError(
+                f"{o.stack}: no density was found that predicts pixels kept apart any better than an empty tomogram "
+                f"(held-out loss {found.held_out_loss:.6g}, of nothing {found.loss_of_nothing:.6g}); try --field hash, "
+                "weaker priors, or a larger --bin, and look whether the alignment is right"
+            )
         facts |= {
             "held_out_loss": found.held_out_loss,
+            "held_out_loss_of_nothing": found.loss_of_nothing,
             "losses": [[list(row) for row in losses] for losses in found.losses],
             "gain": found.fits[0].gain.tolist(),
             "field_parameters": int(found.fits[0].field.parameters().size),

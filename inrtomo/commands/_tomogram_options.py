@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from inrtomo.commands._aligned_stack import PIXEL_SIZE
 from inrtomo.commands._common import MEMORY, TILT_LIST
+from inrtomo.errors import InputError
 
 DEFAULT_THICKNESS_NM = 300.0
 
@@ -59,6 +61,17 @@ _RUN = (
     PIXEL_SIZE,
     click.option("--overwrite", is_flag=True, help="Replace files that exist."),
 )
+
+
+def typed_options(context: click.Context) -> set[str]:
+    """Names of the options that were on the command line."""
+    return {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+
+
+def refuse_voltage(o: TomogramOptions, typed: set[str]) -> None:
+    """Say that ``--voltage`` without ``--ctf`` means nothing, if it was typed."""
+    if "voltage" in typed and o.ctf is None:
+        raise InputError("--voltage: is for --ctf FILE or --ctf UM, and there is none; leave it out")
 
 
 def tomogram_options(*own: Decorated) -> Decorated:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ from rich.table import Table
 
 from inrtomo import __version__
 from inrtomo.commands._common import DEVICE, command, echo_defaults
+from inrtomo.commands._volume_pair import Pair, as_images, as_volumes, read_mask, read_pair
 from inrtomo.device import choose
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.files import check_output, make_folder, write_text
-from inrtomo.io.images import open_images
 from inrtomo.io.imod import read_angles
 from inrtomo.io.mrc import write_volume
 from inrtomo.metrics.conventions import CONE_DEG, HALF_MAPS, REFERENCE
@@ -37,22 +37,18 @@ F64 = NDArray[np.float64]
 
 ENDINGS = (".star", ".csv", ".json", ".png")
 LOCAL_ENDING = "_local.mrc"
-PIXEL_SIZE_TOLERANCE = 0.005
-SMALLEST_SIDE = 8
-"""Fewer voxels make too few shells for a curve."""
 ANGLE_FILES = (".tlt", ".rawtlt")
 VOLUME_OPTIONS = ("mask", "register", "tilts", "cone", "orientation", "local", "seed")
 """Options that mean nothing to images."""
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Two volumes or stacks of one shape, and where things were found (what, value, source)."""
-
-    a: F32
-    b: F32
-    pixel_size_A: float
-    sources: list[tuple[str, object, str]]
+LIKENESS = {
+    "cc": "correlation (CC)",
+    "cc_after_best_filter": "CC after the best filter of frequency alone",
+    "psnr_db": "PSNR, dB",
+    "ssim": "SSIM",
+    "vif": "VIF",
+    "cnr": "CNR, particles of the truth to the rest",
+    "enl": "ENL of the rest",
+}
 
 
 @command("inr-fsc", context_settings={"show_default": True})
@@ -112,7 +108,8 @@ def main(
     """Fourier shell correlation of VOL1 and VOL2, on boxes of any sides.
 
     Half maps (odd and even) are resolved to where their correlation crosses 0.143. With --reference VOL2 is the truth
-    or a model, and VOL1 is resolved to where it crosses 0.5. Both crossings are printed for every curve: without and
+    or a model, VOL1 is resolved to where it crosses 0.5, and correlation, PSNR, SSIM, VIF, CNR and ENL are printed too.
+    Both crossings are printed for every curve: without and
     under a soft mask, under the mask with random phases (what the mask alone makes agree), corrected for that (Chen
     et al. 2013), in cones about x, y and z, and with --tilts inside and outside the measured part of Fourier space. In
     the wedge half maps agree on whatever one method puts there; only the truth tells whether it is right.
@@ -123,7 +120,7 @@ def main(
     for ending in (*ENDINGS, *([LOCAL_ENDING] if local else [])):
         check_output(outputs[ending], overwrite)
     computing = choose(device)
-    pair = _read_pair(vol1, vol2, pixel_size)
+    pair = read_pair(vol1, vol2, pixel_size)
     images = images or len(pair.a) == 1
     if images:
         _refuse_volume_options(context)
@@ -149,16 +146,15 @@ def main(
     single: list[ShellCorrelation] = []
     local_map: F32 | None = None
     if images:
-        _check_sides(pair.a.shape[1:], vol1)
+        pair = as_images(pair)
         echo_defaults(pair.sources)
         together, single = frc(pair.a, pair.b, pair.pixel_size_A, make_work)
         curves, headline = {"frc": together}, "frc"
         record["image_resolution_A"] = [_number(curve.resolution_A(threshold)) for curve in single]
     else:
-        _check_sides(pair.a.shape, vol1)
-        pair, file_order = _oriented(pair, orientation)
+        pair, file_order = as_volumes(pair, orientation)
         pair, moved = _registered(pair, register, computing.name)
-        soft, mask_name = _mask(mask, pair, file_order)
+        soft, mask_name = _mask(mask, pair, orientation)
         angles, every_tilt = (None, False) if tilts is None else _tilt_angles(tilts)
         if angles is not None:
             kind = f"{len(angles)} tilts" if every_tilt else "range"
@@ -173,10 +169,16 @@ def main(
         record |= {"randomised_from_A": result.randomised_from_A, "cone_deg": cone, "seed": seed}
         record["tilt_deg"] = None if angles is None else angles.tolist()
         general |= _relion_mask(result, mask_name)
+        if reference:
+            from inrtomo.metrics.likeness import likeness
+
+            record["likeness"] = {name: _number(value) for name, value in likeness(pair.a, pair.b).items()}
         if local:
             local_map = _local_map(pair, curves[headline].resolution_A(threshold), threshold, record, computing.name)
     resolution = curves[headline].resolution_A(threshold)
     _print(curves)
+    if "likeness" in record:
+        _print_likeness(record["likeness"])
     _say_headline(resolution, threshold, convention, pair.pixel_size_A)
 
     record |= {"curve": headline, "resolution_A": _number(resolution)}
@@ -201,59 +203,7 @@ def _refuse_volume_options(context: click.Context) -> None:
             raise InputError(f"--{name}: is for volumes, and these are images; leave it out")
 
 
-def _read_pair(vol1: Path, vol2: Path, pixel_size_A: float | None) -> _Pair:
-    if pixel_size_A is not None and not 0 < pixel_size_A < math.inf:
-        raise InputError(f"--pixel-size {pixel_size_A:g}: must be positive; give Å per voxel")
-    (a, pixel_a), (b, pixel_b) = (_read(path) for path in (vol1, vol2))
-    if a.shape != b.shape:
-        sizes = (" x ".join(str(n) for n in reversed(v.shape)) for v in (a, b))
-        raise InputError(
-            f"{vol1} and {vol2}: are {' and '.join(sizes)} voxels; cut or bin one to the size of the other"
-        )
-    if pixel_size_A is not None:
-        return _Pair(a, b, pixel_size_A, [("pixel size", f"{pixel_size_A:.4g} Å", "--pixel-size")])
-    if pixel_a and pixel_b and abs(pixel_a - pixel_b) > PIXEL_SIZE_TOLERANCE * pixel_b:
-        raise InputError(f"{vol1} and {vol2}: have voxels of {pixel_a:.4g} and {pixel_b:.4g} Å; give --pixel-size")
-    pixel = pixel_b or pixel_a
-    if pixel is None:
-        raise InputError(f"{vol1}: its header has no pixel size; give --pixel-size")
-    return _Pair(a, b, pixel, [("pixel size", f"{pixel:.4g} Å", f"header of {vol2 if pixel_b else vol1}")])
-
-
-def _read(path: Path) -> tuple[F32, float | None]:
-    """A volume or stack with something in it and nothing that is no number, and its pixel size."""
-    stack = open_images(path)
-    values = np.stack([stack.image(k) for k in range(stack.shape[0])])
-    bad = values.size - int(np.isfinite(values).sum())
-    if bad:
-        raise InputError(f"{path}: has {bad} voxels that are no number (NaN or infinite); write it again without them")
-    if np.ptp(values) == 0:
-        raise InputError(f"{path}: is blank (every voxel is {values.flat[0]:g}); use another")
-    return values, stack.pixel_size_A
-
-
-def _check_sides(shape: tuple[int, ...], path: Path) -> None:
-    if min(shape) < SMALLEST_SIDE:
-        size = " x ".join(str(n) for n in reversed(shape))
-        hint = "; use --frc if its sections are images" if len(shape) == 3 else ""
-        raise InputError(f"{path}: is {size}, and Fourier shells need {SMALLEST_SIDE} voxels along each side{hint}")
-
-
-def _oriented(pair: _Pair, orientation: str | None) -> tuple[_Pair, str]:
-    """The pair as ``[z, y, x]``, and the order of the axes in the files (``imod`` or ``xyz``)."""
-    depth, height, _ = pair.a.shape
-    order = orientation or ("imod" if height < depth else "xyz")
-    source = "--orientation" if orientation else "z is the shortest side"
-    pair.sources.append(("orientation", order, source))
-    return (pair if order == "xyz" else replace(pair, a=_from_imod(pair.a), b=_from_imod(pair.b))), order
-
-
-def _from_imod(volume: F32) -> F32:
-    """``[z, y, x]`` of what IMOD's tilt writes, as by ``trimvol -rx``."""
-    return np.ascontiguousarray(volume.transpose(1, 0, 2)[::-1])
-
-
-def _registered(pair: _Pair, kind: str, device: str) -> tuple[_Pair, dict[str, Any] | None]:
+def _registered(pair: Pair, kind: str, device: str) -> tuple[Pair, dict[str, Any] | None]:
     """VOL1 laid over VOL2, and by what motion."""
     if kind == "none":
         return pair, None
@@ -276,7 +226,7 @@ def _registered(pair: _Pair, kind: str, device: str) -> tuple[_Pair, dict[str, A
     return replace(pair, a=work.fetched(moved)), said
 
 
-def _mask(name: str, pair: _Pair, file_order: str) -> tuple[F32, str]:
+def _mask(name: str, pair: Pair, orientation: str | None) -> tuple[F32, str]:
     """The soft mask, and what it is called."""
     from inrtomo.metrics.masks import soft_box, soft_slab, softened
 
@@ -288,15 +238,8 @@ def _mask(name: str, pair: _Pair, file_order: str) -> tuple[F32, str]:
         height = float(mask.max(axis=(1, 2)).sum()) * pair.pixel_size_A / 10
         pair.sources.append(("mask", f"slab of {height:.0f} nm", "--mask"))
         return mask, name
-    path = Path(name)
-    values, _ = _read(path)
-    if values.min() < 0 or values.max() > 1:
-        raise InputError(f"{path}: has values from {values.min():.3g} to {values.max():.3g}; a mask goes from 0 to 1")
-    values = values if file_order == "xyz" else _from_imod(values)
-    if values.shape != pair.a.shape:
-        raise InputError(f"{path}: is not of the volumes' size; make the mask from one of them")
-    mask = softened(values)
-    pair.sources.append(("mask", f"{float(mask.mean()):.0%} of the box", str(path)))
+    mask = softened(read_mask(Path(name), pair, orientation))
+    pair.sources.append(("mask", f"{float(mask.mean()):.0%} of the box", name))
     return mask, name
 
 
@@ -326,7 +269,7 @@ def _relion_mask(result: VolumeFsc, mask: str) -> dict[str, object]:
     return {"rlnMaskName": mask, "rlnRandomiseFrom": result.randomised_from_A}
 
 
-def _local_map(pair: _Pair, resolution_A: float, threshold: float, record: dict[str, Any], device: str) -> F32:
+def _local_map(pair: Pair, resolution_A: float, threshold: float, record: dict[str, Any], device: str) -> F32:
     from inrtomo.metrics.local_resolution import local_resolution, window_for, window_work_on
 
     window = window_for(resolution_A, pair.pixel_size_A, pair.a.shape)
@@ -356,6 +299,12 @@ def _print(curves: Mapping[str, ShellCorrelation]) -> None:
     Console(file=sys.stdout, width=width, highlight=False, emoji=False).print(table)
 
 
+def _print_likeness(values: Mapping[str, float | None]) -> None:
+    """What `inrtomo.metrics.likeness` found."""
+    click.echo("VOL1 beside the truth, on its grey scale, in the middle of the view:")
+    echo_defaults((LIKENESS[name], "too small" if v is None else f"{v:.4g}", "") for name, v in values.items())
+
+
 def _length(resolution_A: float, curve: ShellCorrelation) -> str:
     if resolution_A <= 1 / curve.frequency_per_A[-1]:
         return f"{resolution_A:.1f} (Nyquist)"
@@ -380,6 +329,6 @@ def _curve(curve: ShellCorrelation) -> dict[str, Any]:
     }
 
 
-def _number(value: float) -> float | None:
+def _number(value: float | None) -> float | None:
     """JSON has no infinity and no NaN."""
-    return float(value) if math.isfinite(value) else None
+    return float(value) if value is not None and math.isfinite(value) else None

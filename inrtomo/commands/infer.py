@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from inrtomo.commands._common import command
-from inrtomo.commands._tomogram_options import TomogramOptions, tomogram_options
+from inrtomo.commands._tomogram_options import TomogramOptions, refuse_voltage, tomogram_options, typed_options
 
 DEVICE_HELP = "auto, cpu, cuda or cuda:N."
 
@@ -24,16 +24,19 @@ DEVICE_HELP = "auto, cpu, cuda or cuda:N."
     ),
     click.option("--device", default="auto", help=DEVICE_HELP),
 )
-def main(**options: Any) -> None:
+@click.pass_context
+def main(context: click.Context, /, **options: Any) -> None:
     """Denoised tomogram from STACK along the rays that ALIGNMENT gives, local motion included, by a trained network.
 
     STACK and ALIGNMENT are those of inr-recon; --ctf flips the phases. The network was trained on simulated specimens:
     what it shows in the missing wedge, and much of what it shows at low signal, is what such specimens look like, not
     a measurement. Beside OUT.mrc, OUT.json says how it was made and OUT_live.png shows its central slices.
     """
-    from inrtomo.commands._infer_run import Run
+    chosen = Options(**options)
+    refuse_voltage(chosen, typed_options(context))
+    from inrtomo.commands._infer_run import Run  # takes seconds to load: not for --help
 
-    Run(Options(**options)).run()
+    Run(chosen).run()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from inrtomo.commands._common import command
-from inrtomo.commands._tomogram_options import TomogramOptions, tomogram_options
+from inrtomo.commands._tomogram_options import TomogramOptions, refuse_voltage, tomogram_options, typed_options
 from inrtomo.errors import InputError
 from inrtomo.reconstruct.filters import FILTERS, RadialFilter
 
@@ -107,9 +106,8 @@ def main(context: click.Context, /, **options: Any) -> None:
     and OUT_live.png shows its central slices, while field fits and at the end. Ctrl-C, a full disk or a crash while it
     fits leave OUT_checkpoint.npz, from which --resume goes on.
     """
-    typed = {name for name in options if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     chosen = Options(**options)
-    _check_combination(chosen, typed)
+    _check_combination(chosen, typed_options(context))
     if chosen.resume and chosen.output.exists() and not (chosen.checkpoint.exists() or chosen.overwrite):
         click.echo(f"{chosen.output}: complete already; nothing to do")
         return
@@ -165,3 +163,5 @@ def _check_combination(o: Options, typed: set[str]) -> None:
         raise InputError(f"--iterations: means nothing to --filter {o.filter_name}; of fbp it is for sirt-like alone")
     if "ctf_mode" in typed and o.ctf is None:
         raise InputError("--ctf-mode: needs --ctf FILE or --ctf UM")
+    if o.method != "field":  # which looks for signs of a transfer function where none is given
+        refuse_voltage(o, typed)

@@ -18,6 +18,8 @@ STEPS, BATCH, RATE, FINE_RATE, WIDTH, DEPTH = 20000, 4096, 2e-3, 3e-4, 160, 2
 """What --help says of things that would take seconds to load; a test holds it against them."""
 SIMULATED_ALONE, LISTED_ALONE = ("densities", "held_out", "workers"), ("orientation",)
 """Options that mean nothing to listed pairs, and to simulated ones."""
+FRESH_ALONE = ("form", "width", "depth")
+"""Options that mean nothing to weights that are gone on with."""
 
 
 @command("inr-train", context_settings={"show_default": True})
@@ -70,6 +72,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     needless = [
         (SIMULATED_ALONE, o.pairs is not None, "is for --simulate"),
         (LISTED_ALONE, o.simulate, "is for --pairs"),
+        (FRESH_ALONE, o.start is not None, "is that of the weights of --start"),
     ]
     for names, given, why in needless:
         for name in names if given else ():

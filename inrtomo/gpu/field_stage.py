@@ -64,6 +64,15 @@ class DeviceFieldStage(OnDevice, FieldStage):
     def taken_up(self, parameters: Any) -> Any:
         return torch.as_tensor(parameters, device=self.device)
 
+    def loss_of_nothing(self) -> float:
+        self.totals.zero_()
+        for part in self.mine():
+            shape = part.stop - part.start, self.n_u, self.lattice.shape[2]
+            self.data_gradient(torch.zeros(shape, device=self.device), part, False, None)
+        self.share.add_up(self.totals)
+        _, _, held, weight = self.totals.tolist()
+        return float(held / max(weight, 1))
+
     def gradients(self, with_motion: bool, with_gain: bool) -> None:
         priors, fit, first = self.fit.options.priors, self.fit, self.share.first
         ideal = torch.empty((self.geometry.n_tilts, self.n_u, self.lattice.shape[2]), device=self.device)

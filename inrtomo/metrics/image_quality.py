@@ -9,10 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from torchmetrics.functional.image import visual_information_fidelity
 
 from inrtomo.metrics.registration import same_shape
 
@@ -72,6 +70,9 @@ def vif(image: Image, truth: Image, data_range: float | None = None) -> float:
     span = _data_range(image, truth, data_range)
     if min(np.shape(truth)[-2:]) < VIF_SMALLEST_SIDE:
         raise ValueError(f"VIF needs images of at least {VIF_SMALLEST_SIDE} x {VIF_SMALLEST_SIDE} pixels")
+    import torch  # takes seconds to load, which nothing else here needs
+    from torchmetrics.functional.image import visual_information_fidelity
+
     low = np.min(truth)
     values = []
     for one, two in zip(*(_float(v).reshape(-1, *np.shape(v)[-2:]) for v in (image, truth)), strict=True):

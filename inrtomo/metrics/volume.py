@@ -1,7 +1,8 @@
 """How alike two volumes are, as a number: correlation, as they are and after the best a filter could do.
 
 Volumes are ``[z, y, x]`` of any sides, cubic or not. Curves over frequency are in `inrtomo.metrics.fsc`, measures of
-images in `inrtomo.metrics.image_quality`, laying one volume over the other first in `inrtomo.metrics.registration`.
+images and volumes in `inrtomo.metrics.image_quality`, laying one volume over the other first in
+`inrtomo.metrics.registration`; the names of all are here too. All numbers at once: `inrtomo.metrics.likeness`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.metrics.fsc import central_region, fsc, transforms
+from inrtomo.metrics.image_quality import cnr, enl, psnr, ssim, vif
 from inrtomo.metrics.registration import resampled, same_shape, translated, translation_between
 
 __all__ = [
     "best_isotropic_filter_cc",
     "cc",
     "central_region",
+    "cnr",
+    "enl",
     "fsc",
+    "psnr",
     "resampled",
+    "ssim",
     "translated",
     "translation_between",
+    "vif",
 ]
 """With what nearly every comparison of volumes needs from the modules beside."""
 

@@ -43,6 +43,7 @@ RATES = (1.0, 0.3, 0.1)  # of the last scale, each from the best of the one befo
 PATIENCE = (12, 6, 6)  # steps at each without a lower held-out loss; at first a new scale fits noise, then finds more
 SLAB_MARGIN = 0.08  # of the thickness, above and below what is written: the specimen may reach beyond it
 LEAST_MARGIN = 4
+LEAST_GAIN = 1e-4  # of the held-out loss by a density that shows anything: at -20 dB it is some 5e-3
 SPLINE_MARGIN = 8  # rows around a piece of an x-tilted volume, for its cubic interpolation
 
 
@@ -235,6 +236,7 @@ class FieldFit(JointFit):
     Attributes:
         shape: voxels (nz, ny, nx) of the output.
         held_out_loss: the lowest of the last scale, that of the parameters that were kept.
+        loss_of_nothing: what it would be without any density; both once the fit is done.
         search: what leads there, while the last scale is at work.
         stage_now: the scale at work, until the fit is done; then
         caps, active: the levels in use (see `DensityField.lattice`).
@@ -243,6 +245,7 @@ class FieldFit(JointFit):
     stage_now: FieldStage
     caps: NDArray[np.int64]
     active: float
+    loss_of_nothing: float
 
     def __init__(
         self,
@@ -337,6 +340,7 @@ class FieldFit(JointFit):
                 if on_step is not None:
                     on_step(self)
             self.done_scales, self.done_steps = index + 1, 0
+        self.loss_of_nothing = self.stage_now.loss_of_nothing()
         self.caps, self.active, self.search = self.stage_now.caps, self.stage_now.active, None
         del self.stage_now, self.adam  # a fit that waits for others of its kind holds little more than its field
 
@@ -446,6 +450,16 @@ class FieldReconstruction:
     def held_out_loss(self) -> float:
         """Mean over the fits, each at its best."""
         return float(np.mean([fit.held_out_loss for fit in self.fits]))
+
+    @property
+    def loss_of_nothing(self) -> float:
+        """The held-out loss without any density, mean over the fits."""
+        return float(np.mean([fit.loss_of_nothing for fit in self.fits]))
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether held-out pixels are predicted no better than without any density (False where none are held out)."""
+        return np.isfinite(self.held_out_loss) and self.held_out_loss > (1 - LEAST_GAIN) * self.loss_of_nothing
 
     @property
     def losses(self) -> list[list[tuple[int, int, float, float]]]:

@@ -157,6 +157,14 @@ class FieldStage(Stage):
         """What `laid_down` gave, or a copy that `snapshot` gave, as such a copy."""
         return parameters
 
+    def loss_of_nothing(self) -> float:
+        """The held-out loss without any density: what is left are the images' backgrounds."""
+        total = DataTotal()
+        for part in self.batches():
+            nothing = np.zeros((part.stop - part.start, self.n_u, self.lattice.shape[2]), dtype=np.float32)
+            self.data_term(nothing, part, total, False)
+        return total.held_loss
+
     def density(self, rows: range) -> F32:
         """The field on rows of the lattice, ``[z, x, y]``."""
         return self.fit.field.lattice(part_of(self.lattice, rows), self.active, level_cap=self.caps)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from inrtomo.metrics.conventions import HALF_MAPS
 from inrtomo.metrics.fsc import central_region, frc, transforms
 from inrtomo.metrics.image_quality import VIF_SMALLEST_SIDE, psnr, ssim, vif
+from inrtomo.metrics.likeness import on_grey_scale
 from inrtomo.metrics.registration import translated, translation_between
 from inrtomo.metrics.shells import ShellCorrelation
 from inrtomo.metrics.volume import best_isotropic_filter_cc, cc
@@ -18,14 +19,6 @@ from inrtomo.reconstruct.wedge import measured_region
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
-
-
-def on_grey_scale(volume: F32, truth: F32) -> F32:
-    """The volume times a constant plus another, those that bring it closest to the truth."""
-    centred = volume - volume.mean(dtype=np.float64)
-    size = float((centred**2).sum(dtype=np.float64))
-    slope = float((centred * truth).sum(dtype=np.float64)) / size if size > 0 else 0.0
-    return np.asarray(slope * centred + truth.mean(dtype=np.float64), dtype=np.float32)
 
 
 def image_scores(volume: F32, truth: F32) -> dict[str, Any]:
