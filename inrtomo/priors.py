@@ -180,24 +180,27 @@ def wedge_penalty(
     Returns:
         Value, and its gradient on the lattice.
     """
-    nz, nx, ny = density.shape
-    thickness = thickness_px / spacing_px
+    weight = wedge_weights(density.shape, tilt_deg, thickness_px / spacing_px).astype(density.dtype)
+    seen = _SoftEdge(density.shape, (0, 1, 2), density.dtype)
+    spectrum = scipy.fft.rfftn(seen.forward(density), norm="ortho", workers=nb.get_num_threads())
+    amplitude = np.sqrt(spectrum.real**2 + spectrum.imag**2 + density.dtype.type(rounding) ** 2)
+    value = np.sum((amplitude - rounding) * weight * _conjugates(density.shape[2]), dtype=np.float64)
+    spectrum *= weight / amplitude
+    return float(value), seen.adjoint(
+        scipy.fft.irfftn(spectrum, density.shape, norm="ortho", workers=nb.get_num_threads())
+    )
+
+
+def wedge_weights(shape: tuple[int, ...], tilt_deg: Floats, thickness: float) -> NDArray[np.float64]:
+    """Weights of `wedge_penalty` for ``rfftn`` of a lattice ``[z, x, y]``; thickness in its steps."""
+    nz, nx, ny = shape
     kz, kx = np.fft.fftfreq(nz)[:, None], np.fft.fftfreq(nx)[None, :]
     # the soft edge doubles the blur along kz
     beyond = 1 - soft_limit(beyond_tilt_range(kx, kz, tilt_deg), thickness / 2)
     beyond = (beyond + np.roll(beyond[::-1, ::-1], 1, axis=(0, 1))) / 2  # at Nyquist both signs are one component
     k = np.sqrt((kz**2 + kx**2)[:, :, None] + np.fft.rfftfreq(ny) ** 2)
     above = 1 - soft_limit(np.maximum(k - crowther_frequency(tilt_deg, thickness), 0), thickness)
-    weight = (2 * k * above * beyond[:, :, None]).astype(density.dtype)
-
-    seen = _SoftEdge(density.shape, (0, 1, 2), density.dtype)
-    spectrum = scipy.fft.rfftn(seen.forward(density), norm="ortho", workers=nb.get_num_threads())
-    amplitude = np.sqrt(spectrum.real**2 + spectrum.imag**2 + density.dtype.type(rounding) ** 2)
-    value = np.sum((amplitude - rounding) * weight * _conjugates(ny), dtype=np.float64)
-    spectrum *= weight / amplitude
-    return float(value), seen.adjoint(
-        scipy.fft.irfftn(spectrum, density.shape, norm="ortho", workers=nb.get_num_threads())
-    )
+    return np.asarray(2 * k * above * beyond[:, :, None])
 
 
 def isotropic_prior(density: Real, zeta0: float = 0.2) -> tuple[float, Real]:
@@ -229,18 +232,9 @@ def isotropic_prior(density: Real, zeta0: float = 0.2) -> tuple[float, Real]:
     spectrum = scipy.fft.rfft2(seen.forward(density), norm="ortho", workers=nb.get_num_threads())
     amplitude = np.abs(spectrum)
 
-    side = min(nx, ny)  # a ring is as wide as the coarser axis' sampling
-    radius = side * np.hypot(np.fft.fftfreq(nx)[:, None], np.fft.rfftfreq(ny))
-    ring = np.rint(radius).astype(np.int64)
-    rings = side // 2 + 1
-    twice = np.broadcast_to(_conjugates(ny), ring.shape)
-    inside = (ring > 0) & (ring < rings)
-    share = np.where(inside, twice, 0) / np.bincount(ring.ravel(), twice.ravel())[ring]
-    on_axis = np.zeros(ring.shape)
-    on_axis[0], on_axis[:, 0] = twice[0], twice[:, 0]
-    weight = on_axis * inside / (np.exp(np.clip(zeta0 * side / 2 - radius, -30, 30)) + 1)
-
-    place = np.where(inside, ring, 0)[None] + rings * np.arange(nz)[:, None, None]
+    ring, share, twice = rings_of((nx, ny))
+    weight, rings = axis_weights((nx, ny), zeta0), int(ring.max()) + 1
+    place = ring[None] + rings * np.arange(nz)[:, None, None]
     mean = np.bincount(place.ravel(), (amplitude * share).ravel(), rings * nz)
     excess = np.maximum(amplitude - mean[place], 0)
     value = float(np.sum(weight * excess))
@@ -248,6 +242,36 @@ def isotropic_prior(density: Real, zeta0: float = 0.2) -> tuple[float, Real]:
     pull -= share * np.bincount(place.ravel(), pull.ravel(), rings * nz)[place]
     spectrum *= (pull / twice / np.where(amplitude > 0, amplitude, 1)).astype(density.dtype)
     return value, seen.adjoint(scipy.fft.irfft2(spectrum, (nx, ny), norm="ortho", workers=nb.get_num_threads()))
+
+
+def rings_of(shape: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.float64], F32]:
+    """Rings of equal frequency of ``rfft2`` of slices ``(nx, ny)``, each array ``(nx, ny // 2 + 1)``.
+
+    Returns:
+        The ring of every component, 0 for those of none; its share of the ring's mean, conjugates with it; and how
+        many components it stands for.
+    """
+    nx, ny = shape
+    ring = np.rint(_radius(shape)).astype(np.int64)
+    twice = np.broadcast_to(_conjugates(ny), ring.shape)
+    inside = (ring > 0) & (ring <= min(nx, ny) // 2)
+    share = np.where(inside, twice, 0) / np.bincount(ring.ravel(), twice.ravel())[ring]
+    return np.where(inside, ring, 0), share, twice
+
+
+def axis_weights(shape: tuple[int, int], zeta0: float = 0.2) -> NDArray[np.float64]:
+    """Weights of `isotropic_prior` for ``rfft2`` of slices ``(nx, ny)``: on the axes kx = 0 and ky = 0."""
+    ring, _, twice = rings_of(shape)
+    on_axis = np.zeros(ring.shape)
+    on_axis[0], on_axis[:, 0] = twice[0], twice[:, 0]
+    softness = np.clip(zeta0 * min(shape) / 2 - _radius(shape), -30, 30)
+    return np.asarray(on_axis * (ring > 0) / (np.exp(softness) + 1))
+
+
+def _radius(shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Frequency in Fourier pixels of the coarser axis: a ring is as wide as its sampling."""
+    nx, ny = shape
+    return np.asarray(min(nx, ny) * np.hypot(np.fft.fftfreq(nx)[:, None], np.fft.rfftfreq(ny)))
 
 
 def boundary_consistency(values_a: Real, values_b: Real, rounding: float = 0.0) -> tuple[float, Real, Real]:
@@ -276,9 +300,7 @@ class _SoftEdge:
         self.axes = axes
         self.window = np.ones((1,) * len(shape), dtype=dtype)
         for axis in axes:
-            size = shape[axis]
-            inward = np.minimum(np.arange(size) + 0.5, size - np.arange(size) - 0.5)
-            profile = 0.5 - 0.5 * np.cos(np.pi * np.clip(inward / (TAPER * size), 0, 1))
+            profile = soft_profile(shape[axis])
             self.window = self.window * profile.astype(dtype).reshape([-1 if k == axis else 1 for k in range(3)])
         self.total = self.window.sum(axis=axes, keepdims=True)
 
@@ -289,6 +311,12 @@ class _SoftEdge:
     def adjoint(self, gradient: Real) -> Real:
         seen = gradient * self.window
         return np.asarray(seen - self.window * (seen.sum(axis=self.axes, keepdims=True) / self.total))
+
+
+def soft_profile(size: int) -> NDArray[np.float64]:
+    """The window ``(size,)`` along one axis: half a cosine over `TAPER` of it at either end."""
+    inward = np.minimum(np.arange(size) + 0.5, size - np.arange(size) - 0.5)
+    return np.asarray(0.5 - 0.5 * np.cos(np.pi * np.clip(inward / (TAPER * size), 0, 1)))
 
 
 def _conjugates(size: int) -> NDArray[np.float32]:

@@ -146,6 +146,10 @@ class CtfOperator:
         views = (self._series.view(int(m)) for m in tilts)
         return np.stack([view.gather(image, _ctf) for view, image in zip(views, images, strict=True)])
 
+    def view(self, tilt: int) -> TiltedView:
+        """The strips of an image, which `apply` scatters and `adjoint` gathers."""
+        return self._series.view(tilt)
+
 
 def _ctf(ctf: F32, frequency: F32) -> F32:
     return ctf
