@@ -19,9 +19,9 @@ from inrtomo.align.joint import HELD_BLOCK_PX, JointFit, Scale, Stage
 from inrtomo.errors import InputError
 from inrtomo.gpu import operations
 from inrtomo.gpu.geometry import TiltGeometry
+from inrtomo.gpu.judging import Judge, judge_of
 from inrtomo.gpu.motion import DeviceMotion, inverse
 from inrtomo.gpu.share import Share
-from inrtomo.losses import HUBER_DELTA
 from inrtomo.projection import Lattice
 
 Tensor = torch.Tensor
@@ -119,6 +119,7 @@ class OnDevice(Stage):
     """What the scales of alignment and reconstruction share; mixed into `Stage` or a class made of it."""
 
     device: str
+    judge: Judge
 
     def begin(self) -> None:
         """Copy everything to the device."""
@@ -127,6 +128,7 @@ class OnDevice(Stage):
         self.ops = operations.of(self.device)
         fit.field.use_device(self.device)
         self.replayed, self.share = Replayed(self.device), Share.of(len(fit.tilts))
+        self.judge = judge_of(fit.settings.loss)
         self.field = DeviceField(fit, self.active, self.device)
 
         def tensor(values: Any) -> Tensor:
@@ -150,7 +152,7 @@ class OnDevice(Stage):
         with_warp = with_motion and s.warp != "none" and scale.warp_from is not None and step >= scale.warp_from
         with_gain = with_motion or self.frees_gain()
         self.motion.has_warp = self.motion.has_warp or with_warp
-        self.rate_now.fill_(self.rate(step))
+        self.prepare(step)
         # an unlocked warp is first seen in the coordinates of the step after
         key = with_motion, with_warp, with_gain, self.motion.has_warp
 
@@ -177,6 +179,10 @@ class OnDevice(Stage):
 
     is_watched = False
     """Whether every step's losses are needed before the next."""
+
+    def prepare(self, step: int) -> None:
+        """Hand in what the host knows of a step; the recorded step finds it in tensors that stay where they are."""
+        self.rate_now.fill_(self.rate(step))
 
     def frees_gain(self) -> bool:
         """Whether gains change without motion."""
@@ -214,7 +220,7 @@ class OnDevice(Stage):
         u, v = self.where(part)
         value, slope_u, slope_v = self.ops.read_at(ideal, u, v)
         seen = value.isfinite()
-        value = torch.where(seen, value, 0)
+        value = self.imaged_on_device(torch.where(seen, value, 0), part)
         weight, held, image = self.fitted[part] * seen, self.held[part] * seen, self.images[part]
         scale = (self.amplitude * self.gain[part])[:, None, None]
         predicted = scale * value
@@ -226,32 +232,31 @@ class OnDevice(Stage):
             correction = ((signal - mean[:, None, None] * weight) * (image - rest)).sum((1, 2)) / norm.clamp_min(1e-6)
             self.gain[part] *= correction.clamp(0.8, 1.25)
         residual = predicted + rest - image
-        loss, slope = self._judge(residual)
+        loss, slope = self.judge(residual, part)
         self.totals += torch.stack([
             (weight * loss).sum(dtype=torch.float64), weight.sum(dtype=torch.float64),
-            (held * self._judge(self.judged_on_device(residual, part))[0]).sum(dtype=torch.float64),
+            (held * self.judge(self.judged_on_device(residual, part), part)[0]).sum(dtype=torch.float64),
             held.sum(dtype=torch.float64),
         ])  # fmt: skip
         weighted = weight * slope
         if sums is not None:
             per_px = scale * (weight > 0) / self.lattice.spacing
             sums[part] = self.motion.block_sums(weighted, slope_u * per_px, slope_v * per_px)
-        by_ideal: Tensor = self.ops.spread_at(weighted * scale, u, v, tuple(ideal.shape))
+        slopes = self.imaged_adjoint_on_device(weighted * scale, part)
+        by_ideal: Tensor = self.ops.spread_at(slopes, u, v, tuple(ideal.shape))
         return by_ideal
+
+    def imaged_on_device(self, values: Tensor, part: slice) -> Tensor:
+        """`Stage.imaged` of tensors."""
+        return values
+
+    def imaged_adjoint_on_device(self, slopes: Tensor, part: slice) -> Tensor:
+        """Transpose of `imaged_on_device`."""
+        return slopes
 
     def judged_on_device(self, residual: Tensor, part: slice) -> Tensor:
         """What the held-out loss is of."""
         return residual
-
-    def _judge(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of every residual and its derivative; see `inrtomo.losses.Loss`."""
-        kind, size = self.fit.settings.loss, residual.abs()
-        if kind == "l1":
-            return size, residual.sign()
-        if kind == "l2":
-            return 0.5 * residual**2, residual
-        far = HUBER_DELTA * (size - 0.5 * HUBER_DELTA)
-        return torch.where(size <= HUBER_DELTA, 0.5 * residual**2, far), residual.clamp(-HUBER_DELTA, HUBER_DELTA)
 
     def _smooth(self, difference: Tensor, weight: Tensor) -> Tensor:
         """The free polynomial of every image that best explains a difference; see `Stage._background`."""
