@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.geometry import centred_coordinates, specimen_to_aligned
 from inrtomo.metrics.volume import cc
+from inrtomo.reconstruct import field
 from inrtomo.reconstruct.field import (
     FieldFit,
     FieldSettings,
@@ -210,3 +212,29 @@ def test_live_picture_shows_the_slices_of_the_volume(tmp_path):
     assert cc(top[None], volume[6:8].mean(0)[None]) > 0.7
     assert cc(front[None], volume[:, 13:15].mean(1)[None]) > 0.7
     assert (tmp_path / "live.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_losses_known_a_step_late_lead_to_the_same_parameters(seed: int) -> None:
+    """A device tells the loss of a step after it was given the next one, which then counts for nothing."""
+
+    def searched(late: int) -> tuple[list[Any], float]:
+        random = [np.random.default_rng([seed, rate]).uniform(size=60) - rate for rate in range(len(field.RATES))]
+        told: list[tuple[int, int, float, float]] = []
+        asked: list[tuple[int, int, float, float]] = []
+        search, step, best = field.Search(None, np.inf), 0, []
+        while search.rate < len(field.RATES):
+            search.waiting.append((search.rate, step))
+            asked.append((1, step, 0.0, float(random[search.rate][step])))
+            told.extend(asked[len(told) : len(asked) - late])
+            search.judge(told)
+            step += 1
+            if search.is_over:
+                told.extend(asked[len(told) :])
+                best.append(search.best)
+                search.slow_down(told)
+                step = 0
+        return best, search.lowest
+
+    assert searched(1) == searched(0)
+    assert [rate for rate, _ in searched(0)[0]] == [0, 1, 2]

@@ -434,6 +434,9 @@ class Stage:
     def read(self) -> None:
         """Bring what changed to the fit's own arrays; here it is there already."""
 
+    def fetch_field(self) -> None:
+        """Bring the field alone there, for a look at it."""
+
     def accumulate(self, with_motion: bool) -> tuple[BlockSums | None, float, float]:
         """Add the gradient of data term and priors to the field's; block sums for the motion, and the two losses."""
         fit = self.fit

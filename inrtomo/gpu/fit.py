@@ -21,6 +21,7 @@ from inrtomo.gpu import operations
 from inrtomo.gpu.geometry import TiltGeometry
 from inrtomo.gpu.judging import Judge, judge_of
 from inrtomo.gpu.motion import DeviceMotion, inverse
+from inrtomo.gpu.on_its_way import OnItsWay
 from inrtomo.gpu.share import Share
 from inrtomo.projection import Lattice
 
@@ -139,14 +140,14 @@ class OnDevice(Stage):
         self.motion = DeviceMotion(fit.motion, data.x, data.y, max(2, HELD_BLOCK_PX // data.bin), self.device)
         self.rate_now = torch.ones((), dtype=torch.float64, device=self.device)
         self.totals = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self._unread: list[tuple[int, Tensor]] = []
+        self._unread: list[tuple[int, OnItsWay]] = []
 
     def mine(self) -> list[slice]:
         """Batches of the tilts of this process."""
         return self.share.within(self.batches())
 
     def step(self, step: int) -> None:
-        """As `Stage.step`; losses appear when they are read."""
+        """As `Stage.step`; losses appear when they are read, a step late, so that the device never waits for it."""
         s, scale = self.fit.settings, self.scale
         with_motion = s.fit_motion and step >= scale.motion_from
         with_warp = with_motion and s.warp != "none" and scale.warp_from is not None and step >= scale.warp_from
@@ -169,16 +170,14 @@ class OnDevice(Stage):
                 self.motion.step(sums, s.motion_rate * self.rate_now, with_warp)
 
         self.replayed(key, work)
-        self._unread.append((step, self.totals.clone()))
+        self._unread.append((step, OnItsWay(self.totals)))
         if step == scale.steps - 1:
             self.read()
         elif step % STEPS_BETWEEN_READS == 0 or self.is_watched:
-            self._take_losses()
-            if step % STEPS_BETWEEN_READS == 0:
-                self.field.pull(moments=False)
+            self._take_losses(but=min(step, 1))
 
     is_watched = False
-    """Whether every step's losses are needed before the next."""
+    """Whether the losses of every step are wanted soon."""
 
     def prepare(self, step: int) -> None:
         """Hand in what the host knows of a step; the recorded step finds it in tensors that stay where they are."""
@@ -195,11 +194,15 @@ class OnDevice(Stage):
         self.motion.pull()
         self.fit.gain[:] = self.gain.cpu().numpy()
 
-    def _take_losses(self) -> None:
-        for step, totals in self._unread:
-            loss, weight, held, held_weight = totals.tolist()
+    def fetch_field(self) -> None:
+        self.field.pull(moments=False)
+
+    def _take_losses(self, but: int = 0) -> None:
+        """Note the losses of all steps but so many of the last."""
+        while len(self._unread) > but:
+            step, totals = self._unread.pop(0)
+            loss, weight, held, held_weight = totals.numbers()
             self.fit.losses.append((self.scale.bin, step, loss / max(weight, 1), held / max(held_weight, 1)))
-        self._unread.clear()
 
     def gradients(self, with_motion: bool, with_gain: bool) -> Tensor | None:
         """Add the gradient of data term and priors to the field's; block sums ``(n_tilts, ...)`` for the motion."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from typing import Any, Protocol
 
 import numpy as np
@@ -221,13 +222,37 @@ class Search:
 
     Attributes:
         best: the parameters that predicted held-out pixels best, as `FieldStage.snapshot` gives them.
+        lowest: their loss.
         rate: index into `RATES`.
         since: steps without better ones.
+        waiting: parameters before the steps whose losses are not known yet: a device tells them a step late.
+        judged: how many of the fit's losses are.
     """
 
     best: Any
+    lowest: float
     rate: int = 0
     since: int = 0
+    waiting: list[Any] = dataclass_field(default_factory=list)
+    judged: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a rate has brought nothing for long enough."""
+        return self.since >= PATIENCE[self.rate]
+
+    def judge(self, losses: Sequence[tuple[int, int, float, float]]) -> None:
+        """Compare the parameters whose losses are known by now with the best, up to where the rate is over."""
+        while self.waiting and self.judged < len(losses) and not self.is_over:
+            before, held = self.waiting.pop(0), losses[self.judged][3]
+            self.judged += 1
+            self.since += 1
+            if held < self.lowest:
+                self.lowest, self.best, self.since = held, before, 0
+
+    def slow_down(self, losses: Sequence[tuple[int, int, float, float]]) -> None:
+        """Begin the next rate; steps that were done since the last was over count for nothing."""
+        self.rate, self.since, self.waiting, self.judged = self.rate + 1, 0, [], len(losses)
 
 
 class FieldFit(JointFit):
@@ -354,22 +379,22 @@ class FieldFit(JointFit):
     def _judged_steps(self) -> Iterator[float]:
         """The same at each of `RATES` for as long as the held-out loss falls, each from the best that was seen."""
         stage = self.stage_now
-        search = self.search = self.search or Search(stage.snapshot())
-        search.best = stage.taken_up(search.best)
-        while search.rate < len(RATES) and self.done_steps < stage.scale.steps:
+        search = self.search = self.search or Search(stage.snapshot(), self.held_out_loss)
+        search.best, search.judged = stage.taken_up(search.best), len(self.losses)
+        while True:
+            if search.is_over:
+                stage.restore(search.best)
+                search.slow_down(self.losses)
+            if search.rate == len(RATES) or self.done_steps == stage.scale.steps:
+                break
             stage.pace = RATES[search.rate]
-            before = stage.snapshot()
+            search.waiting.append(stage.snapshot())
             stage.step(self.done_steps)
             self.done_steps += 1
-            search.since += 1
-            held = self.losses[-1][3]
-            if held < self.held_out_loss:
-                self.held_out_loss, search.best, search.since = held, before, 0
-            if search.since == PATIENCE[search.rate]:
-                stage.restore(search.best)
-                search.rate, search.since = search.rate + 1, 0
-            yield held
+            search.judge(self.losses)
+            yield self.losses[-1][3]
         stage.restore(search.best)
+        self.held_out_loss = search.lowest
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """As of `JointFit`, with the search of the last scale; of a finished fit what its volume is made from."""
@@ -382,11 +407,15 @@ class FieldFit(JointFit):
         else:
             state = {f"field.{k}": v for k, v in self.field.state_dict().items()}
             state |= self.progress()
+        held_out_loss = self.held_out_loss
         if self.search is not None:
-            best = self.search.best
-            state["best"] = self.stage_now.laid_down(best) if at_work else best
-            state["search"] = np.array([self.search.rate, self.search.since])
-        return state | {"held_out_loss": np.array(self.held_out_loss)}
+            # what has been read just now; the search itself waits, as it does in processes that are not asked this
+            known = replace(self.search, waiting=[*self.search.waiting])
+            known.judge(self.losses)
+            state["best"] = self.stage_now.laid_down(known.best) if at_work else known.best
+            state["search"] = np.array([known.rate, known.since])
+            held_out_loss = known.lowest
+        return state | {"held_out_loss": np.array(held_out_loss)}
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
         """Go on from what `state_dict` gave, for the same data and settings."""
@@ -400,7 +429,7 @@ class FieldFit(JointFit):
             self.take_progress(state)
         self.held_out_loss = float(state["held_out_loss"])
         if "best" in state:
-            self.search = Search(state["best"], *map(int, state["search"]))
+            self.search = Search(state["best"], self.held_out_loss, *map(int, state["search"]))
 
     def _adapt(self) -> None:
         """A tensor field goes on with nodes where the density of the last scale has something to show."""

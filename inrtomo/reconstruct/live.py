@@ -48,6 +48,7 @@ def central_slices(fit: FieldFit) -> tuple[F32, F32, F32]:
     The field is asked for these planes alone. Without the x-tilt, which is laid level only in the end.
     """
     stage, (nz, ny, nx) = fit.stage_now, fit.shape
+    stage.fetch_field()
     spacing = float(stage.scale.bin)
     slices = []
     for axis in range(3):
