@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,20 @@ import torch
 from numpy.typing import NDArray
 
 from inrtomo.align.joint import Scale
+from inrtomo.fields.tensor import TensorField
+from inrtomo.gpu.ctf import TransferOnDevice
+from inrtomo.gpu.factors import TensorOnDevice
 from inrtomo.gpu.fit import OnDevice
 from inrtomo.gpu.geometry import TiltGeometry
+from inrtomo.gpu.judging import CountJudge
+from inrtomo.gpu.priors import IsotropicSlope, WedgeSlope, boundary_slope
+from inrtomo.losses import COUNT_KINDS
 from inrtomo.reconstruct.field import FieldFit
 from inrtomo.reconstruct.field_stage import GAIN_FROM, LARGEST_GAIN, FieldStage, part_of
 
 Tensor = torch.Tensor
 F32 = NDArray[np.float32]
+Slope = Callable[[Tensor], Tensor]
 
 
 class DeviceFieldStage(OnDevice, FieldStage):
@@ -35,6 +43,39 @@ class DeviceFieldStage(OnDevice, FieldStage):
             plan = self.field.plan(part_of(self.lattice, rows), self.caps)
             around = plan if wide == rows else self.field.plan(part_of(self.lattice, wide), self.caps)
             self.planned.append((rows, wide, plan, around))
+        self._begin_terms()
+
+    def _begin_terms(self) -> None:
+        """Hold on the device what transfer function, counts and priors need there."""
+        fit, share, transfer = self.fit, self.share, self.transfer
+        if transfer is not None:
+            views = {tilt: transfer.view(tilt) for tilt in range(share.first, share.stop)}
+            self.transfer_on_device = TransferOnDevice(views, self.device)
+        if fit.options.loss in COUNT_KINDS:
+            counts = self.count_loss(slice(None))
+            self.judge = CountJudge(counts.kind, self.images, counts.gain / counts.background, np.asarray(counts.read))
+        self.pairs = None
+        if share.rank == 0 and fit.options.priors.boundary and isinstance(fit.field, TensorField):
+            pairs = self.boundary_pairs(fit.field)
+            self.pairs = torch.tensor(pairs, device=self.device) if len(pairs) else None
+        self.fourier = {len(wide): self._fourier_slopes(len(wide)) for _, wide, _, _ in self.planned}
+
+    def _fourier_slopes(self, n_rows: int) -> list[tuple[float, Slope]]:
+        """Weights and slopes of the Fourier priors in use, for a slab of so many rows."""
+        fit, priors, found = self.fit, self.fit.options.priors, list[tuple[float, Slope]]()
+        shape = self.lattice.shape[0], self.view.stop - self.view.start, n_rows
+        if self.share.rank == 0 and priors.wedge:
+            given = self.lattice.spacing, fit.tilts, float(fit.shape[0]), 0.1 * fit.density_unit
+            found.append((priors.wedge * self.noise_of_voxel, WedgeSlope(shape, *given, self.device)))
+        if self.share.rank == 0 and priors.isotropic:
+            found.append((priors.isotropic * self.noise_of_voxel, IsotropicSlope(shape, self.device)))
+        return found
+
+    def prepare(self, step: int) -> None:
+        super().prepare(step)
+        if self.pairs is not None:
+            assert isinstance(self.fit.field, TensorField)
+            self.pairs.copy_(torch.from_numpy(self.boundary_pairs(self.fit.field)))
 
     @property
     def is_watched(self) -> bool:  # type: ignore[override]
@@ -45,6 +86,12 @@ class DeviceFieldStage(OnDevice, FieldStage):
 
     def where(self, part: slice) -> tuple[Tensor, Tensor]:
         return self.at_u[part], self.at_v[part]
+
+    def imaged_on_device(self, values: Tensor, part: slice) -> Tensor:
+        return values if self.transfer is None else self.transfer_on_device.apply(values, range(part.start, part.stop))
+
+    def imaged_adjoint_on_device(self, slopes: Tensor, part: slice) -> Tensor:
+        return slopes if self.transfer is None else self.transfer_on_device.adjoint(slopes, range(part.start, part.stop))
 
     def judged_on_device(self, residual: Tensor, part: slice) -> Tensor:
         return residual if self.check_images is None else residual + self.images[part] - self.check_images[part]
@@ -74,7 +121,7 @@ class DeviceFieldStage(OnDevice, FieldStage):
         return float(held / max(weight, 1))
 
     def gradients(self, with_motion: bool, with_gain: bool) -> None:
-        priors, fit, first = self.fit.options.priors, self.fit, self.share.first
+        first = self.share.first
         ideal = torch.empty((self.geometry.n_tilts, self.n_u, self.lattice.shape[2]), device=self.device)
         rho = torch.empty(0)
         for rows, _, plan, _ in self.planned:
@@ -88,8 +135,7 @@ class DeviceFieldStage(OnDevice, FieldStage):
                 rho = self.field.lattice(plan)
             grad = torch.zeros_like(rho)
             if self.share.rank == 0:
-                grad += priors.sparsity * self.noise_of_sum
-                self.ops.add_variation(grad, rho, priors.variation * self.noise_of_voxel, 0.1 * fit.density_unit)
+                self._add_priors(grad, rho)
             inside = slice(rows.start - wide.start, rows.stop - wide.start)
             by_ideal = ideal[:, :, rows.start : rows.stop].contiguous()
             if wide != rows:
@@ -100,6 +146,25 @@ class DeviceFieldStage(OnDevice, FieldStage):
             else:
                 self.ops.add_back_projection(grad, by_ideal, self.geometry)
             self.field.backward(plan, grad)
+        if self.pairs is not None:
+            self._add_boundary_slope(self.pairs)
+
+    def _add_priors(self, grad: Tensor, rho: Tensor) -> None:
+        """`FieldStage.add_priors` of tensors."""
+        priors, view = self.fit.options.priors, self.view
+        grad += priors.sparsity * self.noise_of_sum
+        self.ops.add_variation(grad, rho, priors.variation * self.noise_of_voxel, 0.1 * self.fit.density_unit)
+        for weight, slope in self.fourier[rho.shape[2]]:
+            grad[:, view] += weight * slope(rho[:, view])
+
+    def _add_boundary_slope(self, pairs: Tensor) -> None:
+        """Add the gradient of differences across nodes' edges, as `FieldStage` does."""
+        field, form = self.field, self.field.form
+        assert isinstance(form, TensorOnDevice)
+        one, other = form.points(field.parameters, pairs).chunk(2)
+        slope = boundary_slope(one, other, 0.1 * self.fit.density_unit)
+        slope = self.fit.options.priors.boundary * self.noise_of_voxel * slope
+        form.add_gradient_at_points(field.parameters, pairs, torch.cat([slope, -slope]), field.grad)
 
     def settle_gain(self, with_motion: bool) -> None:
         self.gain /= self.gain.log().mean().exp()

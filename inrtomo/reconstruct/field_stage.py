@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from inrtomo.reconstruct.field import FieldFit
 
 F32 = NDArray[np.float32]
+Array = NDArray[np.float64]
 
 NETWORKS = ("mlp", "siren")
 LARGEST_GAIN = 4.0  # of a tilt, and its inverse the smallest: more is no gain but a density that is not there yet
@@ -128,14 +129,17 @@ class FieldStage(Stage):
 
     def loss(self, residuals: F32, weight: F32, part: slice) -> tuple[float, F32]:
         """Mean loss of a batch's residuals and its derivative by them."""
-        options, recording, data = self.fit.options, self.fit.recording, self.data
-        if options.loss not in COUNT_KINDS:
+        if self.fit.options.loss not in COUNT_KINDS:
             return super().loss(residuals, weight, part)
+        return self.count_loss(part)(residuals, self.data.images[part], weight)
+
+    def count_loss(self, part: slice) -> CountLoss:
+        """The loss of some tilts' camera counts."""
+        recording = self.fit.recording
         assert recording.background is not None and recording.gain is not None
         read = np.zeros(len(self.fit.tilts)) if recording.read is None else recording.read
-        gain = recording.gain * data.noise_of_tilt
-        counts = CountLoss(options.loss, recording.background[part], gain[part], read[part])
-        return counts(residuals, data.images[part], weight)
+        gain = recording.gain * self.data.noise_of_tilt
+        return CountLoss(self.fit.options.loss, recording.background[part], gain[part], read[part])
 
     def judged(self, residuals: F32, part: slice) -> F32:
         """Residuals of the pixels that are not fitted, or against the images with other noise."""
@@ -208,9 +212,7 @@ class FieldStage(Stage):
         if priors.variation:
             slope: Any = total_variation(rho, 0.1 * fit.density_unit)[1]
             grad += np.float32(priors.variation * self.noise_of_voxel) * slope
-        width = min(round(fit.shape[2] / spacing), rho.shape[1])
-        first = (rho.shape[1] - width) // 2
-        view = slice(first, first + width)
+        view = self.view
         seen = np.ascontiguousarray(rho[:, view])
         if priors.wedge:
             rounding = 0.1 * fit.density_unit
@@ -219,15 +221,25 @@ class FieldStage(Stage):
         if priors.isotropic:
             grad[:, view] += np.float32(priors.isotropic * self.noise_of_voxel) * isotropic_prior(seen)[1]
 
-    def _add_boundary(self, field: TensorField) -> None:
-        """Add the gradient of differences across nodes' edges, as if there were a pair of points per voxel there."""
+    @property
+    def view(self) -> slice:
+        """The lattice's columns x that the images show, which are those of the output."""
+        width = min(round(self.fit.shape[2] / self.lattice.spacing), self.lattice.shape[1])
+        first = (self.lattice.shape[1] - width) // 2
+        return slice(first, first + width)
+
+    def boundary_pairs(self, field: TensorField) -> Array:
+        """Points ``(2 n, 3)``, the one sides of nodes' edges and then the other, of this step; none without edges."""
         fit = self.fit
         random = np.random.default_rng([fit.settings.seed, fit.done_scales, fit.done_steps])
-        here, there = boundary_points(field, BOUNDARY_PAIRS, random)
-        if len(here) == 0:
+        return np.concatenate(boundary_points(field, BOUNDARY_PAIRS, random))
+
+    def _add_boundary(self, field: TensorField) -> None:
+        """Add the gradient of differences across nodes' edges, as if there were a pair of points per voxel there."""
+        fit, pairs = self.fit, self.boundary_pairs(field)
+        if len(pairs) == 0:
             return
-        values = field.points(np.concatenate([here, there]), self.active)
-        one, other = values[: len(here)], values[len(here) :]
+        one, other = np.split(field.points(pairs, self.active), 2)
         _, a, b = boundary_consistency(one, other, 0.1 * fit.density_unit)
         weight = np.float32(fit.options.priors.boundary * self.noise_of_voxel)
         field.backward_points(weight * np.concatenate([a, b]).astype(np.float32))
