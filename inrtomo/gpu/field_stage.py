@@ -47,9 +47,10 @@ class DeviceFieldStage(OnDevice, FieldStage):
 
     def _begin_terms(self) -> None:
         """Hold on the device what transfer function, counts and priors need there."""
-        fit, share, transfer = self.fit, self.share, self.transfer
-        if transfer is not None:
-            views = {tilt: transfer.view(tilt) for tilt in range(share.first, share.stop)}
+        fit, share = self.fit, self.share
+        self.transfer_on_device = None
+        if self.transfer is not None:
+            views = {tilt: self.transfer.view(tilt) for tilt in range(share.first, share.stop)}
             self.transfer_on_device = TransferOnDevice(views, self.device)
         if fit.options.loss in COUNT_KINDS:
             counts = self.count_loss(slice(None))
@@ -88,10 +89,14 @@ class DeviceFieldStage(OnDevice, FieldStage):
         return self.at_u[part], self.at_v[part]
 
     def imaged_on_device(self, values: Tensor, part: slice) -> Tensor:
-        return values if self.transfer is None else self.transfer_on_device.apply(values, range(part.start, part.stop))
+        if self.transfer_on_device is None:
+            return values
+        return self.transfer_on_device.apply(values, range(part.start, part.stop))
 
     def imaged_adjoint_on_device(self, slopes: Tensor, part: slice) -> Tensor:
-        return slopes if self.transfer is None else self.transfer_on_device.adjoint(slopes, range(part.start, part.stop))
+        if self.transfer_on_device is None:
+            return slopes
+        return self.transfer_on_device.adjoint(slopes, range(part.start, part.stop))
 
     def judged_on_device(self, residual: Tensor, part: slice) -> Tensor:
         return residual if self.check_images is None else residual + self.images[part] - self.check_images[part]

@@ -28,6 +28,7 @@ from inrtomo.priors import (
     WEDGE_WEIGHT,
 )
 from inrtomo.projection import Lattice
+from inrtomo.reconstruct.ctf_correction import TiltedView
 from inrtomo.reconstruct.field_stage import FieldStage, part_of
 from inrtomo.reconstruct.rays import Rays, common_x_tilt, level_volume
 from inrtomo.reconstruct.slabs import Slab, joined, ranges
@@ -130,6 +131,7 @@ class Transfer(Protocol):
 
     def apply(self, images: F32, tilts: NDArray[np.int64]) -> F32: ...
     def adjoint(self, images: F32, tilts: NDArray[np.int64]) -> F32: ...
+    def view(self, tilt: int) -> TiltedView: ...
 
 
 @dataclass(frozen=True)
