@@ -7,6 +7,7 @@ Triton (which comes with torch on Linux); ``auto`` takes one when all three are 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inrtomo.errors import InputError
@@ -72,21 +73,34 @@ def choose_several(wanted: str, only_cpu: str = "") -> list[Device]:
     return [choose(name, only_cpu) for name in reversed(names)][::-1]
 
 
-def memory_bound(device: Device, wanted_bytes: float | None, on_cpu_bytes: float) -> float:
-    """Bytes that a run may hold: on a GPU what was asked for, or most of what is free; torch takes no more there.
+def memory_bound(devices: Sequence[Device], wanted_bytes: float | None, on_cpu_bytes: float) -> float:
+    """Bytes that a run may hold, on each of its devices: on GPUs what was asked for, or most of what is free on all.
+
+    Torch takes no more on the first of them from then on; processes on the others call `limit`.
 
     Args:
         wanted_bytes: ``--memory``; None where it was not given.
         on_cpu_bytes: the default on the CPU.
     """
-    if not device.is_gpu:
+    first = devices[0]
+    if not first.is_gpu:
         return on_cpu_bytes if wanted_bytes is None else wanted_bytes
     import torch
 
-    free, total = torch.cuda.mem_get_info(device.name)
+    free = min(torch.cuda.mem_get_info(device.name)[0] for device in devices)
     bound = min(SHARE_OF_FREE * free, float("inf") if wanted_bytes is None else wanted_bytes)
-    torch.cuda.set_per_process_memory_fraction(bound / total, device.name)
+    limit(first.name, bound)
     return bound
+
+
+def limit(name: str, bound_bytes: float) -> None:
+    """Have torch take no more than so much on a GPU in this process; nothing on the CPU."""
+    if name == CPU:
+        return
+    import torch
+
+    total = torch.cuda.mem_get_info(name)[1]
+    torch.cuda.set_per_process_memory_fraction(min(bound_bytes / total, 1.0), name)
 
 
 def peak_device_bytes(name: str) -> int:

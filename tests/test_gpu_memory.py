@@ -158,11 +158,24 @@ def test_the_bound_is_what_was_asked_for_or_most_of_what_is_free(monkeypatch):
         torch.cuda, "set_per_process_memory_fraction", lambda fraction, name: set_to.append((fraction, name))
     )
     gpu, cpu = device.Device("cuda:1", ""), device.Device("cpu", "")
-    assert device.memory_bound(gpu, 4e9, 1e9) == 4e9
-    assert device.memory_bound(gpu, None, 1e9) == device.memory_bound(gpu, 9e9, 1e9) == pytest.approx(7.2e9)
+    assert device.memory_bound([gpu], 4e9, 1e9) == 4e9
+    assert device.memory_bound([gpu], None, 1e9) == device.memory_bound([gpu], 9e9, 1e9) == pytest.approx(7.2e9)
     assert set_to == [(pytest.approx(f), "cuda:1") for f in (0.4, 0.72, 0.72)]
-    assert (device.memory_bound(cpu, None, 1e9), device.memory_bound(cpu, 3e9, 1e9)) == (1e9, 3e9)
+    assert (device.memory_bound([cpu], None, 1e9), device.memory_bound([cpu], 3e9, 1e9)) == (1e9, 3e9)
     assert len(set_to) == 3
+
+
+def test_of_several_gpus_the_fullest_one_bounds_all(monkeypatch):
+    set_to = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda name: (3e9 if name == "cuda:1" else 8e9, 10e9))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda fraction, name: set_to.append((fraction, name))
+    )
+    both = [device.Device(f"cuda:{k}", "") for k in range(2)]
+    assert device.memory_bound(both, None, 1e9) == pytest.approx(2.7e9)
+    device.limit("cuda:1", 2.7e9)  # what the process there does with the bound it is told
+    device.limit("cpu", 1.0)
+    assert set_to == [(pytest.approx(0.27), "cuda:0"), (pytest.approx(0.27), "cuda:1")]
 
 
 @pytest.mark.parametrize(("where", "wanted"), [("cpu", 1e9), ("cuda:0", 4e9)])

@@ -37,7 +37,7 @@ class Run(TomogramRun[Options]):
     def __init__(self, options: Options) -> None:
         self.weights = shipped_weights() if options.weights is None else options.weights
         self.model, self.card = load_weights(self.weights)
-        super().__init__(options, choose(options.device), self.weights)
+        super().__init__(options, [choose(options.device)], self.weights)
         self.polarity = polarity_of(self.given, self.device.name)
 
     def rows(self) -> list[tuple[str, object, str]]:
@@ -68,14 +68,20 @@ class Run(TomogramRun[Options]):
             click.echo(f"note  {note}")
         report = _part(progress, 0.0, 0.1)
         with filtered_tilts(
-            tilts.images, tilts.alignment, self.shape[0], TILTS_SHARE * o.memory, o.output.parent, report, tilts.weight
+            tilts.images,
+            tilts.alignment,
+            self.shape[0],
+            TILTS_SHARE * self.memory,
+            o.output.parent,
+            report,
+            tilts.weight,
         ) as filtered:
             scaling = measured_scaling(filtered, self.shape, self.voxel_A, self.device.name)
             outside = outside_range(scaling, float(self.shape[0]), self.card.range)
             for sentence in outside:
                 click.echo(f"note  outside the weights' training range: {sentence}; look at the result with care")
             factor = np.float32(abs(tilts.unit) if o.contrast == "positive" else tilts.unit)
-            memory = o.memory * (1 - TILTS_SHARE - TOMOGRAM_SHARE)
+            memory = self.device_memory * (1 - TILTS_SHARE - TOMOGRAM_SHARE)
             slabs = inferred_slabs(
                 filtered, self.shape, scaling, self.model, memory, self.device.name, _part(progress, 0.1, 1.0)
             )

@@ -57,7 +57,7 @@ class Run(TomogramRun[Options]):
         check_unfinished(o.checkpoint, o.resume, o.overwrite)
         device, *others = choose_several(o.device, _only_cpu(o, self.priors))
         self.others = tuple(other.name for other in others)
-        super().__init__(o, device, *([] if o.support is None else [o.support]))
+        super().__init__(o, [device, *others], *([] if o.support is None else [o.support]))
         self.support = None if o.support is None else _support(o.support, o.orientation, self.shape)
         self.polarity = 0  # iterative methods find it in what they prepare; halves are to agree on it
         if (o.contrast == "positive" and o.method == "fbp") or (o.with_halves and o.method != "fbp"):
@@ -169,7 +169,7 @@ class Run(TomogramRun[Options]):
     def fbp(self, source: Source, progress: Progress) -> Iterator[Slab]:
         """Weighted back-projection, row by row."""
         o, source = self.o, self.reader(source)
-        settings = FbpSettings(self.thickness_px, self.radial, o.binning, int(o.memory / 2), self.device.name)
+        settings = FbpSettings(self.thickness_px, self.radial, o.binning, int(self.memory / 2), self.device.name)
         image = source.image
 
         def turned(tilt: int) -> NDArray[Any]:
@@ -203,7 +203,7 @@ class Run(TomogramRun[Options]):
     def sweeps(self, tilts: PreparedTilts, progress: Progress) -> Iterator[Slab]:
         """SIRT or SART, in slabs."""
         o, data = self.o, (tilts.images, tilts.weight, tilts.alignment, float(self.shape[0]))
-        memory = SWEEPS_SHARE * o.memory
+        memory = SWEEPS_SHARE * self.device_memory
         if o.method == "sart-tv":
             iterations = o.iterations or _SART.iterations
             sart = SartTvSettings(iterations, nonnegative=o.nonnegative, memory_bytes=memory, device=self.device.name)
@@ -227,7 +227,7 @@ class Run(TomogramRun[Options]):
         o = self.o
         height = float(self.shape[0])
         settings = FieldSettings(
-            o.field_kind, o.loss, self.priors, average=o.average, memory_bytes=o.memory, seed=o.seed,
+            o.field_kind, o.loss, self.priors, average=o.average, memory_bytes=self.device_memory, seed=o.seed,
             device=self.device.name, shared=bool(self.others),
         )  # fmt: skip
         if o.refine:
@@ -261,7 +261,7 @@ class Run(TomogramRun[Options]):
             "field_parameters": int(found.fits[0].field.parameters().size),
         }
         if o.average > 1 and not source.name:
-            with tomogram(self.shape, o.output.parent, TOMOGRAM_SHARE * o.memory) as spread:
+            with tomogram(self.shape, o.output.parent, TOMOGRAM_SHARE * self.memory) as spread:
                 spread.take((rows, sd * np.float32(abs(factor))) for rows, _, sd in found.slabs())
                 label = f"inr-recon: standard deviation of {o.average} fits"
                 spread.write(o.beside("_sd"), o.orientation, self.voxel_A, o.overwrite, label)
@@ -279,7 +279,9 @@ class Run(TomogramRun[Options]):
             def polishing(fraction: float, bin_: int, loss: float) -> None:
                 progress(0.3 * fraction, scale=f"refining, bin {bin_ * o.binning}", loss=loss)
 
-            alignment, reason = refined(tilts, height, o.memory, o.seed, polishing, self.device.name, bool(self.others))
+            alignment, reason = refined(
+                tilts, height, self.device_memory, o.seed, polishing, self.device.name, bool(self.others)
+            )
             polished[source.name] = alignment_to_dict(alignment), reason
             self.kept.save()
         values, facts["refined"] = polished[source.name]

@@ -15,6 +15,7 @@ from inrtomo.commands._common import MEMORY, TILT_LIST
 from inrtomo.errors import InputError
 
 DEFAULT_THICKNESS_NM = 300.0
+DEFAULT_MEMORY_GIB = 4
 
 Decorated = Callable[..., Any]
 
@@ -56,7 +57,11 @@ _FORM = (
     click.option("--voltage", type=click.FloatRange(60, 1200), default=300.0, metavar="KV", help="For --ctf."),
 )
 _RUN = (
-    click.option("--memory", type=MEMORY, default="4G", help="To stay within, more or less."),
+    click.option(
+        "--memory",
+        type=MEMORY,
+        help=f"To stay within, more or less.  [default: {DEFAULT_MEMORY_GIB}G; most of a GPU's]",
+    ),
     click.option("--exclude", type=TILT_LIST, default=(), help="More tilts to leave out, counted from 0: 3,7-9."),
     PIXEL_SIZE,
     click.option("--overwrite", is_flag=True, help="Replace files that exist."),
@@ -101,7 +106,7 @@ class TomogramOptions:
     only_measured: bool
     ctf: str | None
     voltage: float
-    memory: float
+    memory: float | None
     device: str
     exclude: tuple[int, ...]
     pixel_size: float | None

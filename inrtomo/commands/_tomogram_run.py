@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,9 +20,9 @@ from inrtomo.align.prepare import PrepareSettings, prepare
 from inrtomo.alignment import Alignment
 from inrtomo.commands._aligned_stack import AlignedStack, check_outputs, read_aligned_stack, thickness_beside
 from inrtomo.commands._common import Progress, echo_defaults
-from inrtomo.commands._tomogram_options import DEFAULT_THICKNESS_NM, TomogramOptions
+from inrtomo.commands._tomogram_options import DEFAULT_MEMORY_GIB, DEFAULT_THICKNESS_NM, TomogramOptions
 from inrtomo.ctf import Defoci
-from inrtomo.device import Device, peak_device_bytes
+from inrtomo.device import Device, memory_bound, peak_device_bytes
 from inrtomo.errors import InputError
 from inrtomo.io.ctf import read_ctf
 from inrtomo.io.files import write_text
@@ -42,21 +43,22 @@ class TomogramRun(Generic[Options]):
 
     Args:
         options: the command line.
-        device: what computes.
+        devices: what computes, the one that leads first.
         inputs: files besides stack and alignment that must not be written over.
 
     Attributes:
         given: the stack and its alignment, and where everything was found.
         shape: voxels (nz, ny, nx) of a tomogram; voxel_A: their size.
         thickness_px: raw px.
+        memory, device_memory: bounds in bytes, of this process and of what it holds where it computes.
         record: what will stand in OUT.json of every source.
     """
 
     program: str
 
-    def __init__(self, options: Options, device: Device, *inputs: Path) -> None:
+    def __init__(self, options: Options, devices: Sequence[Device], *inputs: Path) -> None:
         self.o = o = options
-        self.device = device
+        self.device = devices[0]
         check_outputs(self.new_files(), o.overwrite, o.stack, o.alignment, *inputs)
         self.given = given = read_aligned_stack(o.stack, o.alignment, o.pixel_size, o.exclude)
         self.thickness_px = max(o.binning, round(_thickness_nm(o, given) * 10 / given.pixel_size_A))
@@ -68,6 +70,8 @@ class TomogramRun(Generic[Options]):
         self.shape = max(1, round(self.thickness_px / o.binning)), ny, nx
         self.voxel_A = given.pixel_size_A * o.binning
         self.defoci = _defoci(o.ctf, given)
+        self.memory: float = o.memory or DEFAULT_MEMORY_GIB * 2.0**30
+        self.device_memory = memory_bound(devices, o.memory, self.memory)
         self.record: dict[str, Any] = {}
         self.started = time.monotonic()
 
@@ -121,7 +125,7 @@ class TomogramRun(Generic[Options]):
     def make(self, source: Source) -> None:
         """One tomogram: its rows, what concerns all of it, and its files."""
         o = self.o
-        with tomogram(self.shape, o.output.parent, TOMOGRAM_SHARE * o.memory) as volume:
+        with tomogram(self.shape, o.output.parent, TOMOGRAM_SHARE * self.memory) as volume:
             facts: dict[str, Any] = {}
             with Progress(self.task(source)) as progress:
                 used = self.fill(source, volume, progress, facts)
@@ -144,11 +148,13 @@ class TomogramRun(Generic[Options]):
         click.echo(f"{100 * facts['wedge_energy']:.1f} % of its variance lies in the missing wedge")
         if not source.name:
             peak = peak_memory_bytes()
-            beyond = "" if peak <= o.memory else f", more than --memory, {o.memory / 2**30:.2g} GiB"
+            beyond = "" if peak <= self.memory else f", more than --memory, {self.memory / 2**30:.2g} GiB"
             click.echo(f"peak memory {peak / 2**30:.2f} GiB{beyond}")
             if self.device.is_gpu:
                 peak = peak_device_bytes(self.device.name)
-                click.echo(f"peak memory of {self.device.name} {peak / 2**30:.2f} GiB")
+                click.echo(
+                    f"peak memory of {self.device.name} {peak / 2**30:.2f} of {self.device_memory / 2**30:.2f} GiB"
+                )
 
     def write_record(self) -> None:
         """OUT.json: everything that was used and found."""

@@ -156,7 +156,7 @@ def main(
         warp=warp,
         loss=loss,
         working_size=working_size,
-        memory_bytes=memory_bound(computing, None if memory is None else memory * 1e9, _D.memory_bytes),
+        memory_bytes=memory_bound((computing, *others), None if memory is None else memory * 1e9, _D.memory_bytes),
         seed=seed,
         device=computing.name,
         others=tuple(other.name for other in others),

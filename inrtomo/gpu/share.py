@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from inrtomo.device import limit
 from inrtomo.errors import InputError
 
 SECONDS_TO_END = 20
@@ -147,6 +148,7 @@ def _follow(listening: Connection, store: Path, rank: int, devices: Sequence[str
     _join(store, rank, devices)
     while (job := _received(listening)) is not None:
         kind, work, settings, given, named, state = job
+        limit(devices[rank], settings.memory_bytes)
         fit = kind(*given, settings=replace(settings, device=devices[rank]), **named)
         fit.load_state_dict(state)
         try:
