@@ -40,7 +40,7 @@ class Network(Deformation):
         super().__init__(n_tilts, x, y, interpolation, flat.astype(np.float32).ravel())
         half = max(np.abs(self.x).max(), np.abs(self.y).max(), 1.0)
         node_x, node_y = np.meshgrid(self.x / half, self.y / half)
-        self._nodes = torch.tensor(np.stack([node_x.ravel(), node_y.ravel()], axis=1), dtype=torch.float32)
+        self.positions = torch.tensor(np.stack([node_x.ravel(), node_y.ravel()], axis=1), dtype=torch.float32)
 
     def vectors(self, tilts: NDArray[np.integer[Any]] | None = None) -> F32:
         with torch.no_grad():
@@ -55,12 +55,16 @@ class Network(Deformation):
         rows = flat.reshape(self.n_tilts, -1)
         if tilts is not None:
             rows = rows[torch.as_tensor(np.asarray(tilts), dtype=torch.long)]
+        return self.run(rows, self.positions)
+
+    def run(self, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Node vectors ``(tilts, ny, nx, 2)`` of perceptrons ``(tilts, parameters)`` at `positions`, on any device."""
         sizes = [int(np.prod(s)) for s in self._shapes]
         w1, b1, w2, b2, w3, b3 = (
             part.reshape(len(rows), *shape)
             for part, shape in zip(torch.split(rows, sizes, dim=1), self._shapes, strict=True)
         )
-        value = torch.nn.functional.silu(self._nodes @ w1.mT + b1[:, None])
+        value = torch.nn.functional.silu(positions @ w1.mT + b1[:, None])
         value = torch.nn.functional.silu(value @ w2.mT + b2[:, None])
         value = (value @ w3.mT + b3[:, None]) * self._amplitude
         out: torch.Tensor = value.reshape(len(rows), len(self.y), len(self.x), 2)

@@ -7,11 +7,13 @@ whose gradient is nothing but rounding: losses agree to 0.3 %, shifts that moved
 import weakref
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from inrtomo.align import joint
 from inrtomo.align.joint import JointFit, JointSettings, Scale
 from inrtomo.align.motion import BlockSums, Motion
 from inrtomo.alignment import Alignment
@@ -66,6 +68,8 @@ def alignment(shift=0.0):
         {},
         {"field": "voxel", "loss": "huber", "warp": "bilinear"},
         {"loss": "l1", "warp": "none"},
+        {"warp": "network"},
+        {"field": "mlp", "warp": "none"},
         {"memory_bytes": 1e7},
     ],
     ids=lambda s: "-".join(map(str, s.values())) or "defaults",
@@ -73,6 +77,8 @@ def alignment(shift=0.0):
 def test_a_joint_fit_takes_the_same_steps(images, settings, monkeypatch):
     if "memory_bytes" in settings:  # in batches of some tilts
         monkeypatch.setattr(gpu_fit, "PIXEL_FLOATS", 900)
+    if settings.get("field") == "mlp":
+        monkeypatch.setattr(joint, "make_field", partial(joint.make_field, features=8, width=16))
     settings = JointSettings(levels=3, control_points=3, schedule=MOVING, held_out=0.1, **settings)
     weight = np.ones_like(images)
     fits = [kind(images, weight, alignment(0.5), THICK, settings) for kind in (JointFit, OnTorch)]

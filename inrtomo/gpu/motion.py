@@ -19,6 +19,7 @@ from inrtomo.align.motion import (
     continued_nodes,
 )
 from inrtomo.gpu.sampling import catmull_rom
+from inrtomo.gpu.warp_network import WarpNetwork
 
 Tensor = torch.Tensor
 Array = NDArray[np.float64]
@@ -73,7 +74,7 @@ def _taps(at: Tensor, first: float, spacing: float, count: int, cubic: bool) -> 
 
 
 class DeviceMotion:
-    """A copy of a `Motion` on a device; control points only.
+    """A copy of a `Motion` on a device, but for its penalty.
 
     Args:
         motion: what is copied, and what `pull` writes back to.
@@ -108,12 +109,15 @@ class DeviceMotion:
         prior[2] = 1.0  # as in `Motion.step`
         self.prior = tensor(prior)
         self.has_warp = bool(motion.nodes.any())
+        self.network = None if motion.network is None else WarpNetwork(motion.network, motion.network_adam, device)
 
     def pull(self) -> None:
         """Write the present state back."""
         m = self.motion
         m.linear[:], m.shift[:], m.nodes[:] = (v.cpu().numpy() for v in (self.linear, self.shift, self.nodes))
         m.velocity[:], m.warp_sd_px = self.velocity.cpu().numpy(), float(self.warp_sd)
+        if self.network is not None:
+            self.network.pull()
 
     def coordinates(self, part: slice, spacing: float, n_u: int, n_v: int, warped: bool) -> tuple[Tensor, Tensor]:
         """Fractional lattice indices (u, v) ``(n, rows, cols)`` of the pixels; see `Motion.coordinates`."""
@@ -156,15 +160,19 @@ class DeviceMotion:
     def step(self, values: Tensor, rate: Tensor, with_warp: bool) -> None:
         """One damped Gauss-Newton step of every tilt; see `Motion.step`."""
         n, k = len(self.linear), self.motion.control_points
-        size = 3 + (2 * k * k if with_warp else 0)
+        solved_warp = with_warp and self.network is None
+        size = 3 + (2 * k * k if solved_warp else 0)
         jac_u, jac_v = self._jacobians(with_warp)
         gradient = torch.einsum("mbp,mb->mp", jac_u, values[..., 0]) + torch.einsum("mbp,mb->mp", jac_v, values[..., 1])
+        if with_warp and self.network is not None:
+            self.nodes.copy_(self.network.step(gradient[:, 3:], rate))
+            gradient, jac_u, jac_v = gradient[:, :3], jac_u[..., :3], jac_v[..., :3]
         weighted_u = values[..., 2:3] * jac_u + values[..., 3:4] * jac_v
         weighted_v = values[..., 3:4] * jac_u + values[..., 4:5] * jac_v
         curvature = jac_u.mT @ weighted_u + jac_v.mT @ weighted_v
         trace = curvature.diagonal(dim1=1, dim2=2).sum(dim=1)
         prior, present = self.prior[:size].clone(), torch.zeros((n, size), dtype=torch.float64, device=self.device)
-        if with_warp:
+        if solved_warp:
             prior[3:] = self.warp_sd**-2
             present[:, 3:] = self.nodes.permute(0, 3, 1, 2).reshape(n, -1)
         diagonal = curvature.diagonal(dim1=1, dim2=2)
@@ -172,7 +180,7 @@ class DeviceMotion:
         covariance = inverse(curvature)
         move = -(covariance @ (gradient + prior * present)[..., None])[..., 0]
         move = move.clamp(-LARGEST_STEP_PX, LARGEST_STEP_PX)
-        if with_warp:
+        if solved_warp:
             spread = present[:, 3:] ** 2 + covariance.diagonal(dim1=1, dim2=2)[:, 3:]
             self.warp_sd.copy_(spread.mean().sqrt().clamp(*WARP_SD_RANGE_PX))
         self.velocity *= MOMENTUM
