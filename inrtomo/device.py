@@ -33,11 +33,8 @@ class Device:
         return self.name != CPU
 
 
-def choose(wanted: str = "auto", only_cpu: str = "") -> Device:
+def choose(wanted: str = "auto") -> Device:
     """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Args:
-        only_cpu: what was asked for that has no form for the GPU, such as ``--field mlp``; empty if there is nothing.
 
     Raises:
         InputError: another name, or a GPU that cannot be used.
@@ -46,7 +43,7 @@ def choose(wanted: str = "auto", only_cpu: str = "") -> Device:
         return Device(CPU, "the CPU")
     if wanted != "auto" and not _is_cuda_name(wanted):
         raise InputError(f"--device {wanted}: not a device; give auto, cpu, cuda or cuda:N")
-    missing = f"{only_cpu} runs on the CPU only" if only_cpu else _missing()
+    missing = _missing()
     if wanted == "auto":
         return Device(CPU, f"the CPU: {missing}") if missing else _gpu(0)
     import torch
@@ -60,7 +57,7 @@ def choose(wanted: str = "auto", only_cpu: str = "") -> Device:
     return _gpu(number)
 
 
-def choose_several(wanted: str, only_cpu: str = "") -> list[Device]:
+def choose_several(wanted: str) -> list[Device]:
     """As `choose`, also for several GPUs: ``cuda:0,cuda:1``. The first is the one that leads.
 
     Raises:
@@ -70,7 +67,7 @@ def choose_several(wanted: str, only_cpu: str = "") -> list[Device]:
     if len(names) > 1 and (len(set(names)) < len(names) or not all(_is_cuda_name(n) and ":" in n for n in names)):
         raise InputError(f"--device {wanted}: several devices have to be different GPUs; write them as cuda:0,cuda:1")
     # the last that is chosen is where this process works
-    return [choose(name, only_cpu) for name in reversed(names)][::-1]
+    return [choose(name) for name in reversed(names)][::-1]
 
 
 def memory_bound(devices: Sequence[Device], wanted_bytes: float | None, on_cpu_bytes: float) -> float:

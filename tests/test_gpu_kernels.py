@@ -215,9 +215,6 @@ def test_a_device_is_chosen_or_refused_in_one_sentence():
     for wrong in ("gpu", "cuda:x", "cuda:", ""):
         with pytest.raises(InputError, match="auto, cpu, cuda"):
             device.choose(wrong)
-    with pytest.raises(InputError, match="--field mlp runs on the CPU only"):
-        device.choose("cuda", "--field mlp")
-    assert device.choose("auto", "--field mlp").name == "cpu"
     if not torch.cuda.is_available():
         assert device.choose("auto").name == "cpu"
         with pytest.raises(InputError, match="use --device cpu"):

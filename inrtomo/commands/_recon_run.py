@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Run(TomogramRun[Options]):
         self.radial = _filter(o.filter_name, o.radial, o.iterations)
         self.priors = _priors(o.prior, o.field_kind, o.loss)
         check_unfinished(o.checkpoint, o.resume, o.overwrite)
-        device, *others = choose_several(o.device, _only_cpu(o, self.priors))
+        device, *others = choose_several(o.device)
         self.others = tuple(other.name for other in others)
         super().__init__(o, [device, *others], *([] if o.support is None else [o.support]))
         self.support = None if o.support is None else _support(o.support, o.orientation, self.shape)
@@ -292,12 +293,8 @@ class Run(TomogramRun[Options]):
         """What the fit makes use of besides the images: CTF, counts, the other frames."""
         o, found = self.o, tilts.prepared
         transfer = None
-        if self.defoci is not None:
-            defoci = _of_tilts(self.defoci, tilts.used)
-
-            def transfer(bin_: int) -> CtfOperator:
-                return CtfOperator(tilts.alignment, defoci, bin_, voltage_kV=o.voltage)
-
+        if self.defoci is not None:  # no function of its own, so that it can be sent to other processes
+            transfer = partial(CtfOperator, tilts.alignment, _of_tilts(self.defoci, tilts.used), voltage_kV=o.voltage)
         if o.loss not in COUNT_KINDS:
             return Recording(transfer, check=check)
         if not found.counts or found.restored_defocus_A is not None or self.defoci is not None:
@@ -377,15 +374,3 @@ def _of_tilts(defoci: Defoci, tilts: NDArray[np.int64]) -> Defoci:
         defoci.hand,
     )
 
-
-def _only_cpu(o: Options, priors: Priors) -> str:
-    """What of the options has no form for the GPU; empty if there is nothing."""
-    if o.method != "field":
-        return ""
-    if o.field_kind not in ("hash", "voxel"):
-        return f"--field {o.field_kind}"
-    if o.ctf is not None:
-        return "--ctf within --method field"
-    if o.loss in COUNT_KINDS:
-        return f"--loss {o.loss}"
-    return "--prior wedge or isotropic" if priors.wedge or priors.isotropic else ""

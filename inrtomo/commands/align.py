@@ -140,9 +140,7 @@ def main(
         click.echo(f"{outputs.json}: complete already; nothing to do")
         return
     outputs.check(resume, overwrite)
-    computing, *others = choose_several(
-        device, "--field mlp" if field == "mlp" else "--warp network" if warp == "network" else ""
-    )
+    computing, *others = choose_several(device)
     notes: list[str] = []
     settings = AlignSettings(
         axis_deg=axis,
