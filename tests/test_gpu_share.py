@@ -1,6 +1,7 @@
 """One fit, or one field reconstruction, over two processes with gloo on the CPU: the result of one process."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from inrtomo.gpu.field_stage import DeviceFieldStage
 from inrtomo.gpu.fit import DeviceStage
 from inrtomo.gpu.share import Share, followers
 from inrtomo.io.mrc import write_stack
-from inrtomo.reconstruct.field import FieldFit, FieldSettings, Recording
+from inrtomo.reconstruct.ctf_correction import CtfOperator
+from inrtomo.reconstruct.field import FieldFit, FieldSettings, Priors, Recording
 from inrtomo.tiltseries import open_tilt_series
 
 SIZE, TILTS = 16, np.arange(-60.0, 61, 24)
@@ -121,14 +123,19 @@ def test_followers_take_part_in_every_fit():
     assert np.abs(alone.density - other.density).max() > 0
 
 
-def reconstruction(shared):
+HASH = {"memory_bytes": SLABS}
+TENSOR = {"field": "tensor", "priors": Priors(wedge=2.0, boundary=2.0)}  # these on the leader alone
+
+
+def reconstruction(shared, **options):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(len(TILTS), SIZE, SIZE)).astype(np.float32)
     images[:, 4:9, 6:10] += 8
     other = images + rng.normal(size=images.shape).astype(np.float32)
-    settings = FieldSettings(steps=(12, 8), memory_bytes=SLABS, shared=shared)
+    settings = FieldSettings(steps=(12, 8), shared=shared, **options)
     start = Alignment.identity(TILTS, (SIZE, SIZE), 3.0, 10.0)
-    return FieldOnTorch(images, np.ones_like(images), start, 6.0, settings, 1, Recording(check=other))
+    transfer = partial(CtfOperator, start, 8e3) if "field" in options else None
+    return FieldOnTorch(images, np.ones_like(images), start, 6.0, settings, 1, Recording(transfer, check=other))
 
 
 def reconstructed(fit, on_step=None):
@@ -139,7 +146,7 @@ def reconstructed(fit, on_step=None):
 
 @gloo
 def test_a_reconstruction_of_two_processes_is_that_of_one():
-    alone = reconstructed(reconstruction(False))
+    alone, tensor_alone = (reconstructed(reconstruction(False, **options)) for options in (HASH, TENSOR))
     saved: dict[str, np.ndarray] = {}
 
     def keep(fit):
@@ -148,14 +155,16 @@ def test_a_reconstruction_of_two_processes_is_that_of_one():
 
     torch.set_num_threads(1)
     with followers(["cpu", "cpu"]):
-        together = reconstructed(reconstruction(True), keep)
-        later = reconstruction(True)
+        together = reconstructed(reconstruction(True, **HASH), keep)
+        later = reconstruction(True, **HASH)
         later.load_state_dict(saved)
         resumed = reconstructed(later)
-    for found in (together, resumed):
-        for one, two in zip(alone, found, strict=True):
+        tensor = reconstructed(reconstruction(True, **TENSOR))
+    for wanted, found in ((alone, together), (alone, resumed), (tensor_alone, tensor)):
+        for one, two in zip(wanted, found, strict=True):
             np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-3 * np.abs(one).max())
-    assert alone[0].max() > 2 * alone[0].mean() > 0 and np.isfinite(alone[-1])
+    for wanted in (alone, tensor_alone):
+        assert wanted[0].max() > 2 * wanted[0].mean() > 0 and np.isfinite(wanted[-1])
 
 
 @gloo

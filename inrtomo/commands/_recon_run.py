@@ -292,7 +292,7 @@ class Run(TomogramRun[Options]):
     def recording(self, tilts: PreparedTilts, check: NDArray[np.float32] | None) -> Recording:
         """What the fit makes use of besides the images: CTF, counts, the other frames."""
         o, found = self.o, tilts.prepared
-        transfer = None
+        transfer: partial[CtfOperator] | None = None
         if self.defoci is not None:  # no function of its own, so that it can be sent to other processes
             transfer = partial(CtfOperator, tilts.alignment, _of_tilts(self.defoci, tilts.used), voltage_kV=o.voltage)
         if o.loss not in COUNT_KINDS:
@@ -373,4 +373,3 @@ def _of_tilts(defoci: Defoci, tilts: NDArray[np.int64]) -> Defoci:
         defoci.phase_shift_deg[tilts],
         defoci.hand,
     )
-
