@@ -55,7 +55,7 @@ def alignment():
 
 
 COUNTS = Recording(background=np.full(len(TILTS), 30.0), gain=np.full(len(TILTS), -9.0), read=np.full(len(TILTS), 0.2))
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "tensor": {"field": "tensor"},
     "tensor with edges": {"field": "tensor", "priors": Priors(boundary=3.0)},
     "mlp": {"field": "mlp"},
@@ -81,8 +81,12 @@ def small(monkeypatch):
     make = field_module.make_field
 
     def made(kind, *given, **named):
-        few = {"tensor": {"features": 4, "plane": 7}, "mlp": {"features": 8, "width": 16}, "siren": {"width": 16}}
-        return make(kind, *given, **named, **few.get(kind, {}))
+        few: dict[str, Any] = {
+            "tensor": {"features": 4, "plane": 7},
+            "mlp": {"features": 8, "width": 16},
+            "siren": {"width": 16},
+        }
+        return make(kind, *given, **(named | few.get(kind, {})))
 
     monkeypatch.setattr(field_module, "make_field", made)
     monkeypatch.setattr("inrtomo.reconstruct.field_stage.BOUNDARY_PAIRS", 300)
@@ -93,8 +97,12 @@ def test_a_reconstruction_takes_the_same_steps(images, name):
     made = []
     for kind in (FieldFit, OnTorch):
         one = fit(kind, images, **CASES[name])
-        start, stages = one.field.parameters().copy(), []
-        one.optimise(lambda done, stages=stages: stages.append(done.stage_now))
+        start, stages = one.field.parameters().copy(), list[Any]()
+
+        def note(done: FieldFit, stages: list[Any] = stages) -> None:
+            stages.append(done.stage_now)
+
+        one.optimise(note)
         made.append((one, start, stages))
     (ours, start, _), (other, _, stages) = made
     assert all(isinstance(stage, DeviceFieldStage) for stage in stages)
@@ -120,7 +128,7 @@ def gradient(kind, images, **options: Any) -> np.ndarray:
         return one.field.grad
     stage.prepare(0)
     stage.gradients(False, False)
-    return stage.field.grad.numpy()
+    return np.asarray(stage.field.grad.numpy())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -161,7 +169,7 @@ def test_no_step_waits_for_the_device(images, name, monkeypatch):
     monkeypatch.setattr("inrtomo.gpu.operations.has_triton", lambda device: False)
     one = fit(OnTorch, images, **CASES[name])
     one.done_scales = 1  # gains are free
-    stage = one.stage(one.settings.schedule[-1])
+    stage: Any = one.stage(one.settings.schedule[-1])
     stage.step(1)
     assert stage.snapshot().is_meta and stage.totals.is_meta
     assert ("edges" in name) == (stage.pairs is not None)

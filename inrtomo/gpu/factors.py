@@ -97,12 +97,12 @@ class Factors:
             for number, (x, y) in enumerate(tiles):
                 # a node has one tile in a group, so that tiles share no gradient
                 groups[int(self.grid.nodes[node, 0]), wanted, len(x), len(y), number].append((node, x, y))
-        tiles, nz = [], len(axes[0])
-        for (layer, wanted, *sides, _), members in groups.items():
-            at_once = max(1, VOXELS_AT_ONCE // (nz * sides[0] * sides[1]))
+        planned, nz = list[Tiles](), len(axes[0])
+        for (layer, wanted, nx, ny, _), members in groups.items():
+            at_once = max(1, VOXELS_AT_ONCE // (nz * nx * ny))
             for first in range(0, len(members), at_once):
-                tiles.append(self._tiles(layer, members[first : first + at_once], axes, which == wanted))
-        return FactorPlan((nz, len(axes[1]), len(axes[2])), tiles)
+                planned.append(self._tiles(layer, members[first : first + at_once], axes, which == wanted))
+        return FactorPlan((nz, len(axes[1]), len(axes[2])), planned)
 
     def _spans(
         self, axes: tuple[F64, F64, F64], which: NDArray[np.uint8]
@@ -121,14 +121,10 @@ class Factors:
     ) -> Tiles:
         grid, of_layer = self.grid, np.nonzero(self.grid.nodes[:, 0] == layer)[0]
         start, size = int(grid.nodes[of_layer[0], 3]), sum(grid.parts(layer))
-        nodes, z = np.array([node for node, _, _ in members]), np.arange(len(axes[0]))
-        x, y = (np.array([list(member[k]) for member in members]) for k in (1, 2))
-        places = [grid.positions(axis, axes[k])[layer] for axis, k in ((0, 1), (1, 2), (2, 0))]
-        intervals = [count - 1 for count in grid.vertices(layer)]
-        places[0], places[1] = (
-            place[points] - grid.nodes[nodes, 1 + axis, None] * intervals[axis]
-            for axis, (place, points) in enumerate(((places[0], x), (places[1], y)))
-        )
+        nodes = np.array([node for node, _, _ in members])
+        z, x, y = np.arange(len(axes[0])), np.array([x for _, x, _ in members]), np.array([y for *_, y in members])
+        kx, ky, kz = (count - 1 for count in grid.vertices(layer))
+        along_x, along_y, along_z = (grid.positions(k, axes[(k + 1) % 3])[layer] for k in range(3))
         index = z[None, None, :, None], x[:, :, None, None], y[:, None, None, :]
         return Tiles(
             slice(start, start + len(of_layer) * size),
@@ -136,12 +132,14 @@ class Factors:
             self._tensor(nodes - of_layer[0]),
             grid.vertices(layer),
             (self._tensor(index[0]), self._tensor(index[1]), self._tensor(index[2])),
-            *(
-                self._tensor(interpolation(local, count), torch.float32)
-                for local, count in zip(places, intervals, strict=True)
-            ),
+            self._interpolation(along_x[x] - grid.nodes[nodes, 1, None] * kx, kx),
+            self._interpolation(along_y[y] - grid.nodes[nodes, 2, None] * ky, ky),
+            self._interpolation(along_z, kz),
             self._tensor(shown[index[0], index[1]], torch.float32),
         )
+
+    def _interpolation(self, positions: F64, intervals: int) -> Tensor:
+        return self._tensor(interpolation(positions, intervals), torch.float32)
 
     def lattice(self, parameters: Tensor, plan: FactorPlan) -> Tensor:
         rho, weights = torch.zeros(plan.shape, device=self.device), self._weights(parameters)

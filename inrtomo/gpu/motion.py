@@ -18,6 +18,7 @@ from inrtomo.align.motion import (
     Motion,
     continued_nodes,
 )
+from inrtomo.deformation_network import Network
 from inrtomo.gpu.sampling import catmull_rom
 from inrtomo.gpu.warp_network import WarpNetwork
 
@@ -109,7 +110,8 @@ class DeviceMotion:
         prior[2] = 1.0  # as in `Motion.step`
         self.prior = tensor(prior)
         self.has_warp = bool(motion.nodes.any())
-        self.network = None if motion.network is None else WarpNetwork(motion.network, motion.network_adam, device)
+        network = motion.network
+        self.network = WarpNetwork(network, motion.network_adam, device) if isinstance(network, Network) else None
 
     def pull(self) -> None:
         """Write the present state back."""
