@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from test_gpu_memory import Peak  # type: ignore[import-not-found]
 
 from inrtomo.alignment import Alignment
 from inrtomo.fields.tensor import TensorField
@@ -173,3 +175,22 @@ def test_no_step_waits_for_the_device(images, name, monkeypatch):
     stage.step(1)
     assert stage.snapshot().is_meta and stage.totals.is_meta
     assert ("edges" in name) == (stage.pairs is not None)
+
+
+@pytest.mark.parametrize("name", ["tensor", "mlp", "siren"])
+@pytest.mark.parametrize("voxels_at_once", [3000, 2**22])
+def test_a_field_takes_what_is_reckoned(images, name, voxels_at_once, monkeypatch):
+    monkeypatch.setattr("inrtomo.gpu.factors.VOXELS_AT_ONCE", voxels_at_once)
+    monkeypatch.setattr("inrtomo.fields.network.CHUNK", voxels_at_once)
+    one = fit(OnTorch, images, field=name)
+    form, lattice = one.field.on_device("cpu"), one.lattice(1)
+    parameters = torch.tensor(one.field.parameters())
+    plan = form.plan(lattice, np.full(lattice.shape[:2], one.settings.levels))
+    grad_rho, grad = torch.ones(lattice.shape), torch.zeros_like(parameters)
+    with Peak() as peak:
+        rho = form.lattice(parameters, plan)
+        peak.bytes -= rho.nbytes
+        assert peak.bytes <= form.backward_bytes(plan)
+        peak.bytes = 0
+        form.add_gradient(parameters, plan, grad_rho, grad)
+        assert 0.4 * form.backward_bytes(plan) < peak.bytes - rho.nbytes <= form.backward_bytes(plan)

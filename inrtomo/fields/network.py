@@ -20,7 +20,7 @@ from inrtomo.fields.density import F32, F64, DensityField, LatticeSpec, inverse_
 from inrtomo.fields.encodings import FourierFeatures
 
 CHUNK = 1 << 16  # points a network handles at once, which bounds its memory
-COPIES = 4  # of all layers, that a chunk of points and its gradient take
+COPIES = 3  # of all layers, that a chunk of points and its gradient take
 OMEGA = 30.0  # of the sines, as published: many periods across the box from the first layer on
 
 
@@ -97,7 +97,7 @@ class Network:
             grad += torch.autograd.grad(self.density(flat, xyz), flat, given[rows].flatten())[0]
 
     def backward_bytes(self, plan: LatticeRows) -> int:
-        points = max(CHUNK, plan.shape[2])
+        points = min(max(CHUNK, plan.shape[2]), len(plan.rows) * plan.shape[2])
         return 4 * points * (COPIES * sum(self.sizes) + 12)
 
     def _chunks(self, plan: LatticeRows) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

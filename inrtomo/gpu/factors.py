@@ -27,8 +27,8 @@ F64 = NDArray[np.float64]
 Tensor = torch.Tensor
 
 VOXELS_AT_ONCE = 2**22
-BLOCK_COPIES = 10  # of the density of some tiles, with its gradient and what products leave behind
-FACTOR_COPIES = 7  # of a tile's interpolated factors
+BLOCK_COPIES = 6  # of the density of some tiles, with its gradient and what products leave behind
+FACTOR_COPIES = 3  # of a tile's interpolated factors and its nodes' own
 
 
 @dataclass(frozen=True)
