@@ -28,7 +28,7 @@ Tensor = torch.Tensor
 
 VOXELS_AT_ONCE = 2**22
 BLOCK_COPIES = 6  # of the density of some tiles, with its gradient and what products leave behind
-FACTOR_COPIES = 3  # of a tile's interpolated factors and its nodes' own
+FACTOR_COPIES = 5  # of a tile's factors while they are interpolated
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tiles:
         vertices: of a node along x, y and z.
         at: index of the tiles' points ``(n, x, z, y)`` in the lattice's arrays.
         across, along, height: interpolation ``(n, x, vertices)``, ``(n, y, vertices)`` and ``(z, vertices)``.
-        counted: ``(n, x, z, 1)``: 1 for rows along y that are the nodes' to show, otherwise 0.
+        counted: ``(n, x, z, 1)``: which rows along y are the nodes' to show.
     """
 
     parameters: slice
@@ -135,7 +135,7 @@ class Factors:
             self._interpolation(along_x[x] - grid.nodes[nodes, 1, None] * kx, kx),
             self._interpolation(along_y[y] - grid.nodes[nodes, 2, None] * ky, ky),
             self._interpolation(along_z, kz),
-            self._tensor(shown[index[0], index[1]], torch.float32),
+            self._tensor(shown[index[0], index[1]]),
         )
 
     def _interpolation(self, positions: F64, intervals: int) -> Tensor:
@@ -161,11 +161,10 @@ class Factors:
         return max((self._bytes(tiles) for tiles in plan.tiles), default=0)
 
     def _bytes(self, tiles: Tiles) -> int:
-        (n, nx, _), ny, nz, r = tiles.across.shape, tiles.along.shape[1], len(tiles.height), self.grid.features
-        factors = r * (nx * nz + nx * ny + nz * ny)
-        vertices = tiles.vertices
-        blocks = r * (vertices[0] * vertices[1] + vertices[0] * vertices[2] + vertices[1] * vertices[2])
-        return 4 * n * (BLOCK_COPIES * nx * ny * nz + FACTOR_COPIES * (factors + blocks))
+        (n, nx, _), ny, nz = tiles.across.shape, tiles.along.shape[1], len(tiles.height)
+        x, y, z = (max(sides) for sides in zip((nx, ny, nz), tiles.vertices, strict=True))
+        factors = self.grid.features * (x * y + x * z + y * z)
+        return 4 * n * (BLOCK_COPIES * nx * ny * nz + FACTOR_COPIES * factors)
 
     def _weights(self, flat: Tensor) -> Tensor:
         return flat[self.grid.n_parameters :]
