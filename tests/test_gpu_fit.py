@@ -93,6 +93,16 @@ def test_a_joint_fit_takes_the_same_steps(images, settings, monkeypatch):
     assert np.corrcoef(other.density.ravel(), ours.density.ravel())[0, 1] > 0.9999
 
 
+def test_the_map_of_held_out_pixels_is_the_same(images, monkeypatch):
+    settings = JointSettings(levels=3, control_points=3, schedule=MOVING, held_out=0.3)
+    ours, other = (kind(images, np.ones_like(images), alignment(0.5), THICK, settings) for kind in (JointFit, OnTorch))
+    ours.run()
+    other.load_state_dict(ours.state_dict())
+    wanted, found = ours.held_out_map(), other.held_out_map()
+    assert wanted.shape == (*ours.held_blocks.shape, 2) and (wanted.sum(axis=(1, 2)) > 0).sum() > 10
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3 * wanted.max())
+
+
 def test_a_fit_on_a_device_goes_on_from_its_saved_state(images):
     settings = JointSettings(levels=3, control_points=3, schedule=MOVING)
     weight = np.ones_like(images)

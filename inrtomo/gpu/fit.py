@@ -9,6 +9,7 @@ in. Losses and the field are read every `STEPS_BETWEEN_READS` steps, losses at e
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from inrtomo.projection import Lattice
 
 Tensor = torch.Tensor
 F32 = NDArray[np.float32]
+Array = NDArray[np.float64]
 
 STEPS_BETWEEN_READS = 8
 PARAMETER_COPIES = 5  # gradient, two moments, and one while the field is evaluated by itself
@@ -114,6 +116,27 @@ class DeviceField:
         state["first"], state["second"] = self.first.cpu().numpy(), self.second.cpu().numpy()
         state["count"][self.at] = self.counts.cpu().numpy().astype(np.int64)
         self.fit.adam.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A batch of images as its projections explain them.
+
+    Attributes:
+        u, v, slope_u, slope_v: where they are read, and their derivatives there.
+        weight, held: validity of fitted and of held-out pixels that are seen.
+        scale: of the projections; predicted: what they make of the pixels; rest: the background beside it.
+    """
+
+    u: Tensor
+    v: Tensor
+    slope_u: Tensor
+    slope_v: Tensor
+    weight: Tensor
+    held: Tensor
+    scale: Tensor
+    predicted: Tensor
+    rest: Tensor
 
 
 class OnDevice(Stage):
@@ -220,14 +243,8 @@ class OnDevice(Stage):
 
     def data_gradient(self, ideal: Tensor, part: slice, with_gain: bool, sums: Tensor | None) -> Tensor:
         """Gradient of the loss by a batch's ideal projections; `Stage.data_term` on the device."""
-        u, v = self.where(part)
-        value, slope_u, slope_v = self.ops.read_at(ideal, u, v)
-        seen = value.isfinite()
-        value = self.imaged_on_device(torch.where(seen, value, 0), part)
-        weight, held, image = self.fitted[part] * seen, self.held[part] * seen, self.images[part]
-        scale = (self.amplitude * self.gain[part])[:, None, None]
-        predicted = scale * value
-        rest = self._smooth(image - predicted, weight)
+        found, image = self._explained(ideal, part), self.images[part]
+        weight, held, scale, predicted, rest = found.weight, found.held, found.scale, found.predicted, found.rest
         if with_gain:
             signal, total = weight * predicted, weight.sum((1, 2)).clamp_min(1)
             mean = signal.sum((1, 2)) / total
@@ -244,10 +261,22 @@ class OnDevice(Stage):
         weighted = weight * slope
         if sums is not None:
             per_px = scale * (weight > 0) / self.lattice.spacing
-            sums[part] = self.motion.block_sums(weighted, slope_u * per_px, slope_v * per_px)
+            sums[part] = self.motion.block_sums(weighted, found.slope_u * per_px, found.slope_v * per_px)
         slopes = self.imaged_adjoint_on_device(weighted * scale, part)
-        by_ideal: Tensor = self.ops.spread_at(slopes, u, v, tuple(ideal.shape))
+        by_ideal: Tensor = self.ops.spread_at(slopes, found.u, found.v, tuple(ideal.shape))
         return by_ideal
+
+    def _explained(self, ideal: Tensor, part: slice) -> Explained:
+        """What a batch's ideal projections say of its pixels."""
+        u, v = self.where(part)
+        value, slope_u, slope_v = self.ops.read_at(ideal, u, v)
+        seen = value.isfinite()
+        value = self.imaged_on_device(torch.where(seen, value, 0), part)
+        weight, held = self.fitted[part] * seen, self.held[part] * seen
+        scale = (self.amplitude * self.gain[part])[:, None, None]
+        predicted = scale * value
+        rest = self._smooth(self.images[part] - predicted, weight)
+        return Explained(u, v, slope_u, slope_v, weight, held, scale, predicted, rest)
 
     def imaged_on_device(self, values: Tensor, part: slice) -> Tensor:
         """`Stage.imaged` of tensors."""
@@ -303,6 +332,26 @@ class DeviceStage(OnDevice):
             )
         batch = int((bound - held - block_sums) // per_tilt)
         return [slice(first, min(first + batch, n)) for first in range(0, n, batch)]
+
+    def held_out_map(self, rho: F32) -> Array:
+        """As `Stage.held_out_map`, whatever part of the tilts is this process's."""
+        density, out = torch.tensor(rho, device=self.device), np.zeros((*self.fit.held_blocks.shape, 2))
+        along_y, along_x = (
+            torch.tensor(self._in_blocks(len(at), count), device=self.device)
+            for at, count in zip((self.data.y, self.data.x), self.fit.held_blocks.shape[1:], strict=True)
+        )
+        for part in self.batches():
+            ideal = self.ops.project(density, TiltGeometry(self.lattice, self.fit.tilts[part], self.n_u, self.device))
+            found = self._explained(ideal, part)
+            residual = (found.predicted + found.rest - self.images[part]).double()
+            for k, values in enumerate((found.held * residual**2 / 2, found.held.double())):
+                out[part, :, :, k] = (along_y @ values @ along_x.T).cpu().numpy()
+        return out
+
+    def _in_blocks(self, n: int, count: int) -> Array:
+        """Which pixels lie in which held-out block along an axis, ``(blocks, pixels)``: 1 or 0."""
+        block = np.arange(n) * self.data.bin // HELD_BLOCK_PX
+        return (block == np.arange(count)[:, None]).astype(np.float64)
 
     def gradients(self, with_motion: bool, with_gain: bool) -> Tensor | None:
         s, sums = self.fit.settings, None
