@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from click.testing import CliRunner
 
@@ -18,7 +19,7 @@ from inrtomo.commands.recon import main
 from inrtomo.ctf import Defoci
 from inrtomo.device import Device
 from inrtomo.geometry import axis_rotation
-from inrtomo.gpu import motion, operations, share
+from inrtomo.gpu import fit, motion, operations, share
 from inrtomo.gpu import resample as gpu
 from inrtomo.io.alignment_files import write_alignment
 from inrtomo.io.mrc import read_volume, write_stack
@@ -200,10 +201,34 @@ def test_what_no_tilt_has_measured_is_the_same(x_tilt_deg, monkeypatch):
     assert wedge.energy_in_wedge(other_left, *given, DEVICE) < 0.3 * wedge.energy_in_wedge(volume, *given)
 
 
-@pytest.mark.parametrize("words", [("--method", "fbp", "--ctf", "2.0"), ("--method", "sirt", "--iterations", "3")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--method", "fbp", "--ctf", "2.0"),
+        ("--method", "sirt", "--iterations", "3"),
+        pytest.param(
+            (
+                "--method",
+                "field",
+                "--bin",
+                "4",
+                "--field",
+                "tensor",
+                "--ctf",
+                "2",
+                "--prior",
+                "wedge,isotropic,boundary",
+            ),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_a_tomogram_made_on_a_device_is_that_of_the_cpu(tmp_path, raw, words, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(operations, "has_triton", lambda device: False)
+    monkeypatch.setattr(fit.Replayed, "__call__", lambda self, key, step: step())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda name: (8e9, 8e9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, name: None)
     write_stack(tmp_path / "ts.mrc", raw, 10.0)
     write_alignment(tmp_path, "ts", alignment("bicubic", 4.0), thickness_px=20, stack="ts.mrc")
     made, said = [], []
