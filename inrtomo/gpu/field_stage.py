@@ -25,6 +25,11 @@ Tensor = torch.Tensor
 F32 = NDArray[np.float32]
 Slope = Callable[[Tensor], Tensor]
 
+# measured with the counter of tests/test_gpu_memory.py
+BLOCK_BYTES = {"mlp": 6.5e8, "siren": 6.5e8, "tensor": 1.8e8}  # of points and nodes that are evaluated together
+BOUNDARY_BYTES = 7e7
+STRIPS_BYTES, STRIPS_PER_PIXEL = 2e8, 12.0  # of a transfer function: filtered together; its phases, for each tilt
+
 
 class DeviceFieldStage(OnDevice, FieldStage):
     """As `FieldStage`, slab by slab within the same bound on memory."""
@@ -77,6 +82,14 @@ class DeviceFieldStage(OnDevice, FieldStage):
         if self.pairs is not None:
             assert isinstance(self.fit.field, TensorField)
             self.pairs.copy_(torch.from_numpy(self.boundary_pairs(self.fit.field)))
+
+    def more_bytes(self) -> float:
+        fit = self.fit
+        total = BLOCK_BYTES.get(fit.settings.field, 0.0) + (BOUNDARY_BYTES if fit.options.priors.boundary else 0.0)
+        if self.transfer is not None:
+            pixels = sum(float(np.prod(self.transfer.view(tilt).box)) for tilt in range(len(fit.tilts)))
+            total += STRIPS_BYTES + STRIPS_PER_PIXEL * pixels
+        return total
 
     @property
     def is_watched(self) -> bool:  # type: ignore[override]

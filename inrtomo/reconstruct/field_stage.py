@@ -91,7 +91,7 @@ class FieldStage(Stage):
         nz, width, rows = self.lattice.shape
         one_image = 4.0 * self.data.images[0].size
         fixed = n * (8.0 * ny * nx + DATA_ARRAYS * one_image + 4.0 * self.n_u * rows)
-        fixed += FIELD_ARRAYS * fit.field.grad.nbytes
+        fixed += FIELD_ARRAYS * fit.field.grad.nbytes + self.more_bytes()
         left = fit.options.memory_bytes - fixed
         per_voxel = NETWORK_BYTES_PER_VOXEL if fit.settings.field in NETWORKS else BYTES_PER_VOXEL
         per_row = per_voxel * nz * width + 8.0 * n * self.n_u
@@ -105,6 +105,10 @@ class FieldStage(Stage):
             )
         edges = np.linspace(0, rows, -(-rows // n_rows) + 1).round().astype(int)
         return min(n_batch, n), [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+    def more_bytes(self) -> float:
+        """What is held besides images, projections, slabs and the field."""
+        return 0.0
 
     def rate(self, step: int) -> float:
         """What is left of the rate at a step."""

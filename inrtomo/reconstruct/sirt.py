@@ -99,7 +99,7 @@ def sirt_slabs(
             partly((done + 1) / settings.iterations)
         return sweeps.density
 
-    n_volumes = 2 if settings.subsets == 1 else 1
+    n_volumes = (2 if settings.subsets == 1 else 1) + (settings.support is not None)
     yield from solved_in_slabs(
         solve, images, weight, alignment, thickness_px, settings.bin, settings.memory_bytes, n_volumes, OVERLAP, report,
         settings.device,
