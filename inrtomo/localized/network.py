@@ -98,7 +98,8 @@ class LocalizedMlp(nn.Module):
 
     def log_gain(self, c: Tensor) -> Tensor:
         """Logarithm of the density's size, from the condition brought to mean 0 and sd 1."""
-        gain: Tensor = self.gain(c)
+        with torch.autocast(c.device.type, enabled=False):  # half precision of a logarithm is percents of the size
+            gain: Tensor = self.gain(c)
         return gain.clamp(-MAX_LOG_GAIN, MAX_LOG_GAIN)
 
     @torch.no_grad()
@@ -130,12 +131,12 @@ class LocalizedMlp(nn.Module):
 
 
 @torch.no_grad()
-def densities(model: LocalizedMlp, features: F32, condition: F32, device: str = "cpu") -> F32:
+def densities(model: LocalizedMlp, features: F32 | Tensor, condition: F32, device: str = "cpu") -> F32:
     """Coefficients ``(n, block size)`` of blocks of one series, in batches; half precision on a GPU."""
     c = torch.from_numpy(np.asarray(condition, dtype=np.float32)).to(device)[None]
-    out = np.empty((len(features), model.architecture.blocks.size), dtype=np.float32)
-    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.startswith("cuda")):
+    out = torch.empty((len(features), model.architecture.blocks.size), device=device)
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=device != "cpu"):
         for i in range(0, len(features), BATCH):
-            x = torch.from_numpy(features[i : i + BATCH]).to(device)
-            out[i : i + BATCH] = model(x, c.expand(len(x), -1)).float().cpu().numpy()
-    return out
+            x = torch.as_tensor(features[i : i + BATCH], device=device)
+            out[i : i + BATCH] = model(x, c.expand(len(x), -1))
+    return np.asarray(out.cpu().numpy())
