@@ -18,6 +18,7 @@ from inrtomo.geometry import axis_rotation
 from inrtomo.gpu import resample as gpu
 from inrtomo.io.alignment_files import write_alignment
 from inrtomo.io.mrc import write_stack
+from inrtomo.localized.tilts import TiltAligner
 from inrtomo.resample import fill_invalid, fourier_bin
 
 SIZE = (101, 86)  # x, y
@@ -51,6 +52,17 @@ def test_sections_are_the_same(raw, interpolation, bin, exposure, monkeypatch):
     assert 0.5 < ours.valid.mean() < 1
     np.testing.assert_allclose(other.values, ours.values, atol=1e-4)
     assert ours.values.std() > 0.5
+
+
+def test_tilts_of_inference_are_the_same(raw):
+    """Aligned with borders, edges filled and settled, and the noise of the raw image."""
+    given = alignment("bicubic", 4.0), np.arange(-70.0, 70), np.arange(-50.0, 51), 25
+    ours, other = TiltAligner(*given), gpu.DeviceTiltAligner(*given, "cpu")
+    (values, seen), (found, found_seen) = ours.aligned(raw, 0), other.aligned(raw, 0)
+    np.testing.assert_array_equal(found_seen, seen)
+    np.testing.assert_allclose(found, values, atol=1e-4)
+    assert other.noise_sd(raw) == pytest.approx(ours.noise_sd(raw), rel=1e-4)
+    assert 0.3 < seen.mean() < 0.8 and values.std() > 0.5
 
 
 def test_an_identity_loses_no_pixel(raw):

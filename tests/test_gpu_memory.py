@@ -28,6 +28,10 @@ from inrtomo.gpu.early import DeviceWork
 from inrtomo.gpu.field_stage import DeviceFieldStage
 from inrtomo.gpu.fit import DeviceStage
 from inrtomo.gpu.sweeps import DeviceSweeps
+from inrtomo.localized.inference import inferred_slabs
+from inrtomo.localized.scaling import measured_scaling
+from inrtomo.localized.tilts import filtered_tilts
+from inrtomo.localized.weights import load_weights, shipped_weights
 from inrtomo.reconstruct import prepared, sart_tv, sirt
 from inrtomo.reconstruct.ctf_correction import CtfOperator
 from inrtomo.reconstruct.field import FieldFit, FieldSettings, Priors, Recording
@@ -185,6 +189,20 @@ def test_slabs_of_sweeps_stay_within_the_bound(kind, monkeypatch):
             settings = sirt.SirtSettings(1, subsets, support=support, memory_bytes=bound)
             slabs = list(sirt.sirt_slabs(*given, settings))
     assert len(slabs) > 1 and 0.3 * bound < peak.bytes <= bound
+
+
+@pytest.mark.parametrize("bound", [1e8, 3e8])
+def test_slabs_of_an_inference_stay_within_the_bound(bound):
+    size, height = 160, 32
+    images = np.random.default_rng(0).normal(size=(len(TILTS), size, size)).astype(np.float32)
+    model, _ = load_weights(shipped_weights())
+    with filtered_tilts(images, Alignment.identity(TILTS, (size, size), 5.0, 10.0), height) as tilts:
+        scaling = measured_scaling(tilts, (height, size, size), 10.0, "cpu:0")
+        with Peak() as peak:
+            slabs = inferred_slabs(tilts, (height, size, size), scaling, model, bound, "cpu:0")
+            assert next(slabs)[0].stop < size
+            next(slabs)
+    assert 0.5 * bound < peak.bytes <= bound
 
 
 def test_a_batch_of_tilts_takes_what_was_reckoned(monkeypatch):

@@ -244,7 +244,8 @@ def test_train_on_pairs_then_fine_tune_then_infer(inr: Inr, series: Path, monkey
     truth, _ = read_volume(series / "ts_truth.mrc")
     write_volume(series / "reference.mrc", 7 - 3 * truth, 10.0)  # any grey scale, dark protein
     out = series / "trained"
-    options = ("--pairs", listed(series), "--orientation", "xyz", "--width", 16, "--batch", 512)
+    pairs = ("--pairs", listed(series), "--orientation", "xyz", "--batch", 512)
+    options = (*pairs, "--width", 16)
     done = inr("train", "-o", out, *options, "--steps", 60)
     assert done.exit_code == 0, done.output
     assert {p.name for p in out.iterdir() if p.is_file()} == {
@@ -258,7 +259,7 @@ def test_train_on_pairs_then_fine_tune_then_infer(inr: Inr, series: Path, monkey
     assert json.loads((out / "weights.json").read_text())["training"]["steps"] == 80
     (out / "checkpoint.pt").unlink()
     assert_refused(inr("train", "-o", out, *options, "--steps", 90, "--resume"), "no checkpoint.pt", "--overwrite")
-    tuned = inr("train", "-o", series / "tuned", *options, "--steps", 5, "--start", out / "weights.safetensors")
+    tuned = inr("train", "-o", series / "tuned", *pairs, "--steps", 5, "--start", out / "weights.safetensors")
     assert tuned.exit_code == 0, tuned.output
     record = json.loads((series / "tuned" / "weights.json").read_text())
     assert record["architecture"]["width"] == 16 and record["training"]["started_from"].endswith("weights.safetensors")

@@ -67,16 +67,10 @@ class Run(TomogramRun[Options]):
         for note in tilts.prepared.notes:
             click.echo(f"note  {note}")
         report = _part(progress, 0.0, 0.1)
-        with filtered_tilts(
-            tilts.images,
-            tilts.alignment,
-            self.shape[0],
-            TILTS_SHARE * self.memory,
-            o.output.parent,
-            report,
-            tilts.weight,
-        ) as filtered:
-            scaling = measured_scaling(filtered, self.shape, self.voxel_A, self.device.name)
+        room, device = TILTS_SHARE * self.memory, self.device.name
+        given = tilts.images, tilts.alignment, self.shape[0], room, o.output.parent, report, tilts.weight, device
+        with filtered_tilts(*given) as filtered:
+            scaling = measured_scaling(filtered, self.shape, self.voxel_A, device)
             outside = outside_range(scaling, float(self.shape[0]), self.card.range)
             for sentence in outside:
                 click.echo(f"note  outside the weights' training range: {sentence}; look at the result with care")

@@ -1,4 +1,5 @@
-"""Aligned images in torch: the sections of `inrtomo.export` and the lines of `inrtomo.reconstruct.fbp` on a device.
+"""Aligned images in torch: sections for `inrtomo.export`, lines for `inrtomo.reconstruct.fbp`, tilts for
+`inrtomo.localized`, on a device.
 
 The steps and borders are those of `inrtomo.resample`; a few million pixels are read at a time, so that their positions
 take less memory than the image.
@@ -19,6 +20,7 @@ from inrtomo.dose import critical_exposure
 from inrtomo.export import AlignedImage, Sections
 from inrtomo.gpu.pixels import DevicePixelWork, quantile
 from inrtomo.gpu.sampling import catmull_rom, read_spline, spline_weights
+from inrtomo.localized.tilts import TiltAligner
 from inrtomo.reconstruct.fbp import OVERSAMPLING, LineFilter
 from inrtomo.resample import EDGE_TOLERANCE_PX, FILL_BLOCK, FILL_CONFIDENCE_PIXELS, Frame, edge_window, padded_warp
 
@@ -32,13 +34,13 @@ EDGE = 12  # px by which outermost values are continued: a spline's coefficients
 
 
 class AlignedReader:
-    """Reads raw images on an aligned lattice, as `inrtomo.resample.aligned_image` does."""
+    """Reads raw images on an aligned lattice ``y`` by ``x``, as `inrtomo.resample.aligned_image` does."""
 
-    def __init__(self, alignment: Alignment, frame: Frame, device: str) -> None:
+    def __init__(self, alignment: Alignment, x: Array, y: Array, device: str) -> None:
         self.alignment, self.pixels = alignment, DevicePixelWork(device)
-        self.x, self.y = (torch.tensor(at, dtype=torch.float64, device=device) for at in (frame.x, frame.y))
+        self.x, self.y = (torch.tensor(at, dtype=torch.float64, device=device) for at in (x, y))
         if (warp := alignment.warp) is not None:
-            self.along_y = self.pixels.sent(interpolation_matrix(warp.y, frame.y, warp.interpolation))
+            self.along_y = self.pixels.sent(interpolation_matrix(warp.y, y, warp.interpolation))
 
     def read(self, raw: NDArray[Any], tilt: int, shear: float = 0.0) -> tuple[Tensor, Tensor]:
         """Values and their validity."""
@@ -84,7 +86,7 @@ class DeviceSections(Sections):
         self, alignment: Alignment, bin: int, exposure_e_A2: Array | None, voltage_kV: int, device: str
     ) -> None:
         super().__init__(alignment, bin, exposure_e_A2, voltage_kV)
-        self.reader = AlignedReader(alignment, self.frame, device)
+        self.reader = AlignedReader(alignment, self.frame.x, self.frame.y, device)
         self.sides = self.frame.border[0] * bin, self.frame.border[1] * bin
         if self.frequency is not None:
             self.critical = self.reader.pixels.sent(critical_exposure(self.frequency, voltage_kV))
@@ -110,7 +112,7 @@ class DeviceLineFilter(LineFilter):
 
     def __init__(self, alignment: Alignment, frame: Frame, kept: slice, splined: bool, device: str) -> None:
         super().__init__(alignment, frame, kept, splined)
-        self.reader = AlignedReader(alignment, frame, device)
+        self.reader = AlignedReader(alignment, frame.x, frame.y, device)
 
     def lines(self, raw: NDArray[Any], tilt: int, weights: F32, shear: float) -> F32:
         pixels = self.reader.pixels
@@ -120,6 +122,22 @@ class DeviceLineFilter(LineFilter):
         transform = torch.fft.rfft(values - mean) * pixels.sent(weights)
         dense = torch.fft.irfft(transform, n=OVERSAMPLING * values.shape[1])[:, self.kept]
         return pixels.fetched(pixels.splined(dense) if self.splined else dense)
+
+
+class DeviceTiltAligner(TiltAligner):
+    """As `TiltAligner`; ``device`` as torch calls it."""
+
+    def __init__(self, alignment: Alignment, x: Array, y: Array, settled_px: int, device: str) -> None:
+        super().__init__(alignment, x, y, settled_px)
+        self.reader = AlignedReader(alignment, x, y, device)
+
+    def aligned(self, image: F32, tilt: int) -> tuple[F32, NDArray[np.bool_]]:
+        values, seen = self.reader.read(image, tilt)
+        settled = settle_border(fill_invalid(values, seen), (self.settled_px, 0))
+        return self.reader.pixels.fetched(settled), np.asarray(seen.cpu().numpy())
+
+    def noise_sd(self, image: F32) -> float:
+        return self.reader.pixels.noise_sd(image)
 
 
 def standardised(images: F32, factor: int, device: str) -> tuple[F32, Array]:

@@ -44,12 +44,12 @@ def maps_by_torch(
 
 
 def sample_by_torch(
-    maps: Tensor, points: F32, rays: F32, where: F32, factors: F32, channel_of: NDArray[np.int64]
-) -> F32:
-    """Features ``(n, n_features)`` of points ``(n, 3)``; see `sampling.sampled`."""
+    maps: Tensor, points: F32 | Tensor, rays: F32, where: F32, factors: F32, channel_of: NDArray[np.int64]
+) -> Tensor:
+    """Features ``(n, n_features)`` of points ``(n, 3)``, which stay on the device; see `sampling.sampled`."""
     device = maps.device
     n_tilts, n_v, n_u, n_c = maps.shape
-    p = torch.from_numpy(points).to(device)
+    p = torch.as_tensor(points, dtype=torch.float32, device=device)
     out = torch.zeros((len(points), factors.shape[1]), device=device)
     channels = torch.from_numpy(channel_of).to(device)
     weights, directions = torch.from_numpy(factors).to(device), torch.from_numpy(rays).to(device)
@@ -66,7 +66,12 @@ def sample_by_torch(
         here = torch.lerp(table[at], table[at + 1], fu)
         below = torch.lerp(table[at + n_u], table[at + n_u + 1], fu)
         out += torch.lerp(here, below, fv)[:, channels] * weights[m]
-    return np.asarray(out.cpu().numpy())
+    return out
+
+
+def fetched(values: F32 | Tensor) -> F32:
+    """As an array, wherever it was made."""
+    return np.asarray(values.cpu().numpy() if isinstance(values, Tensor) else values)
 
 
 def _matrices(plan: Plan) -> list[F32]:

@@ -47,8 +47,7 @@ def inferred_slabs(
         maps = tilts.maps(SCALES, rows_seen(tilts, corners), device)
 
         def density(centres: F32) -> F32:
-            features = features_from(tilts, maps, centres, blocks)  # noqa: B023
-            features /= scaling.divisors(blocks.size)
+            features = scaling.scaled(features_from(tilts, maps, centres, blocks), blocks.size)  # noqa: B023
             return densities(model, features, scaling.condition, device)
 
         at_once = int(memory_bytes * FEATURES_SHARE / (8 * n_features(blocks.size)))

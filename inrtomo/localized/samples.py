@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from inrtomo.geometry import centre_index
 from inrtomo.io.files import atomic_path
 from inrtomo.localized.blocks import Blocks
+from inrtomo.localized.by_torch import fetched
 from inrtomo.localized.pairs import Pair
 from inrtomo.localized.scaling import block_features, measured_scaling
 from inrtomo.localized.tilts import filtered_tilts
@@ -57,7 +58,7 @@ def pair_samples(pair: Pair, blocks: Blocks, random: np.random.Generator, count:
     centres = np.stack([corners[:, k] + half - centre_index(shape[k]) for k in (2, 1, 0)], axis=1).astype(np.float32)
     with filtered_tilts(pair.images, pair.alignment, shape[0]) as tilts:
         scaling = measured_scaling(tilts, shape, pair.pixel_size_A)
-        features = scaling.scaled(block_features(tilts, centres, blocks), blocks.size)
+        features = fetched(scaling.scaled(block_features(tilts, centres, blocks), blocks.size))
     target = blocks.cut(pair.reference, corners) / np.float32(scaling.unit)
     variance = float(pair.reference.var(dtype=np.float64)) / scaling.unit**2
     half_floats = [np.clip(a, -MOST, MOST).astype(np.float16) for a in (features, target)]

@@ -20,8 +20,8 @@ Array = NDArray[np.float64]
 BLOCK = 1024  # points that stay in cache while the tilts go by
 
 
-def sampled(tilts: FilteredTilts, maps: Maps, points: F32) -> F32:
-    """Features ``(n, n_features)`` of the maps' scale at specimen points ``(n, 3)`` (x, y, z), px.
+def sampled(tilts: FilteredTilts, maps: Maps, points: F32 | Tensor) -> F32 | Tensor:
+    """Features ``(n, n_features)`` of the maps' scale at specimen points ``(n, 3)`` (x, y, z), px, where the maps are.
 
     A point outside a map takes the nearest of its samples.
     """
@@ -31,9 +31,9 @@ def sampled(tilts: FilteredTilts, maps: Maps, points: F32) -> F32:
         factors /= tilts.weight.sum().astype(np.float32)
     rays = _rays(tilts)
     where = np.array([maps.u0, maps.v0, scale.step], dtype=np.float32)
-    points = np.ascontiguousarray(points, dtype=np.float32)
     if isinstance(maps.values, Tensor):
         return sample_by_torch(maps.values, points, rays, where, factors, scale.channel_of)
+    points = np.ascontiguousarray(points, dtype=np.float32)
     out = np.zeros((len(points), len(scale.features)), dtype=np.float32)
     _sample(maps.values, points, rays, where, factors, scale.channel_of, out)
     return out

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from inrtomo.localized.bank import COVERAGE, MIDDLE, PYRAMID, SCALES, Scale, n_features
 from inrtomo.localized.blocks import Blocks
+from inrtomo.localized.by_torch import fetched
 from inrtomo.localized.sampling import sampled
 from inrtomo.localized.tilts import FilteredTilts, Maps
 
@@ -47,8 +51,10 @@ class Scaling:
         """Density of the images that is 1 for the network."""
         return float(self.size[MIDDLE])
 
-    def scaled(self, features: F32, fine: int) -> F32:
+    def scaled(self, features: F32 | Tensor, fine: int) -> F32 | Tensor:
         """Features ``(n, n_features)`` of blocks with so many fine voxels, in units of their scale's size."""
+        if isinstance(features, Tensor):
+            return features / torch.tensor(self.divisors(fine), device=features.device)
         return np.asarray(features / self.divisors(fine), dtype=np.float32)
 
     def divisors(self, fine: int) -> F32:
@@ -72,7 +78,7 @@ def measured_scaling(
         points = random.uniform(-1, 1, (POINTS // bands, 3)) * [half[0], min(half[1], BAND_ROWS / 2), half[2]]
         points[:, 1] += ((k + 0.5) / bands * 2 - 1) * half[1]
         for values, maps in zip(found, tilts.maps(first, rows_seen(tilts, points), device), strict=True):
-            values.append(sampled(tilts, maps, points)[:, 0])
+            values.append(fetched(sampled(tilts, maps, points)[:, 0]))
     size = np.array([_clipped_rms(np.concatenate(values)) for values in found])
     noise = np.array([tilts.noise_of(scale) for scale in PYRAMID])
     angles = np.sort(np.rad2deg(tilts.tilt))
@@ -89,20 +95,29 @@ def block_features(tilts: FilteredTilts, centres: F32, blocks: Blocks, device: s
     The fine ones are those of every voxel, transformed as the block's densities are.
     """
     low, high = rows_seen(tilts, centres)
-    return features_from(tilts, tilts.maps(SCALES, (low - 1, high + 1), device), centres, blocks)
+    return fetched(features_from(tilts, tilts.maps(SCALES, (low - 1, high + 1), device), centres, blocks))
 
 
-def features_from(tilts: FilteredTilts, maps: Sequence[Maps], centres: F32, blocks: Blocks) -> F32:
-    """As `block_features`, from the maps of `bank.SCALES` that are there already."""
-    out = np.empty((len(centres), n_features(blocks.size)), dtype=np.float32)
-    voxels = np.asarray(centres[:, None, :] + blocks.offsets, dtype=np.float32).reshape(-1, 3)
-    fine = sampled(tilts, maps[0], voxels)
-    out[:, : blocks.size] = fine.reshape(len(centres), blocks.size) @ blocks.transform.T
-    at = blocks.size
+def features_from(tilts: FilteredTilts, maps: Sequence[Maps], centres: F32, blocks: Blocks) -> F32 | Tensor:
+    """As `block_features`, from the maps of `bank.SCALES` that are there already, and where they are."""
+    shape, offsets = (len(centres), n_features(blocks.size)), blocks.offsets.astype(np.float32)
+    if isinstance(maps[0].values, Tensor):
+        device = maps[0].values.device
+        at, around, turn = (torch.tensor(a, device=device) for a in (centres, offsets, blocks.transform))
+        return _features(tilts, maps, at, around, turn, torch.empty(shape, device=device))
+    return _features(tilts, maps, centres, offsets, blocks.transform, np.empty(shape, dtype=np.float32))
+
+
+def _features(tilts: FilteredTilts, maps: Sequence[Maps], centres: Any, offsets: Any, transform: Any, out: Any) -> Any:
+    """Set and return ``out``; all arrays or all tensors."""
+    n, fine = len(centres), len(offsets)
+    voxels = (centres[:, None, :] + offsets).reshape(-1, 3)
+    out[:, :fine] = sampled(tilts, maps[0], voxels).reshape(n, fine) @ transform.T
+    at = fine
     for of_scale in maps[1:]:
-        n = len(of_scale.scale.features)
-        out[:, at : at + n] = sampled(tilts, of_scale, centres)
-        at += n
+        count = len(of_scale.scale.features)
+        out[:, at : at + count] = sampled(tilts, of_scale, centres)
+        at += count
     return out
 
 

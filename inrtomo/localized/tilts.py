@@ -183,6 +183,37 @@ class FilteredTilts:
         return scale.noise_gain() * float(np.sqrt(((self.weight * self.noise) ** 2).sum()))
 
 
+class TiltAligner:
+    """Reads images on an aligned lattice with its edges filled, on the CPU; `inrtomo.gpu.resample` has it for a device.
+
+    Args:
+        alignment: of the images, in their px.
+        x, y: of the lattice, px from the centre.
+        settled_px: over so much at either end lines go over to the image's mean.
+    """
+
+    def __init__(self, alignment: Alignment, x: Array, y: Array, settled_px: int) -> None:
+        self.alignment, self.x, self.y, self.settled_px = alignment, x, y, settled_px
+
+    def aligned(self, image: F32, tilt: int) -> tuple[F32, NDArray[np.bool_]]:
+        """Values ``(rows, columns)``, and which of them were seen."""
+        values, seen = aligned_image(image, self.alignment, tilt, self.x, self.y)
+        return settle_border(fill_invalid(values, seen), (self.settled_px, 0)), seen
+
+    def noise_sd(self, image: F32) -> float:
+        """Of an image as it is."""
+        return noise_sd(image)
+
+
+def tilt_aligner_on(device: str, alignment: Alignment, x: Array, y: Array, settled_px: int) -> TiltAligner:
+    """What aligns tilts on a device."""
+    if device == "cpu":
+        return TiltAligner(alignment, x, y, settled_px)
+    from inrtomo.gpu.resample import DeviceTiltAligner
+
+    return DeviceTiltAligner(alignment, x, y, settled_px, device)
+
+
 @contextmanager
 def filtered_tilts(
     images: F32,
@@ -192,6 +223,7 @@ def filtered_tilts(
     scratch_folder: Path | None = None,
     report: Report = lambda fraction: None,
     weight: F32 | None = None,
+    device: str = "cpu",
 ) -> Iterator[FilteredTilts]:
     """Align the images of a series for a volume of ``height`` voxels over their view.
 
@@ -200,6 +232,7 @@ def filtered_tilts(
         alignment: of these images, in their px.
         memory_bytes: aligned images beyond this go to a scratch file that is gone when the block ends.
         weight: ``(n_tilts, ny, nx)``: where 0, pixels say nothing (dead borders, masked gold); they are filled.
+        device: what reads them.
     """
     nx, ny = alignment.image_size
     x_tilt = np.deg2rad(alignment.x_tilt_deg)
@@ -215,7 +248,7 @@ def filtered_tilts(
     first = -centre_index(nx) - border_x, -centre_index(ny) - border_y
     x, y = (start + np.arange(n, dtype=np.float64) for start, n in zip(first, (length, ny + 2 * border_y), strict=True))
     shape = (len(images), len(y), length)
-    noise = np.maximum([noise_sd(np.asarray(image, dtype=np.float32)) for image in images], LEAST_NOISE)
+    aligner, noise = tilt_aligner_on(device, alignment, x, y, nx // 4), np.full(len(images), LEAST_NOISE)
     with (
         scratch_array(shape, int(memory_bytes), scratch_folder) as store,
         scratch_array((shape[0], shape[1], -(-length // 4)), int(memory_bytes), scratch_folder) as room,
@@ -223,10 +256,7 @@ def filtered_tilts(
         valid = room.reshape(-1).view(np.bool_)[: int(np.prod(shape))].reshape(shape)
         for m, image in enumerate(images):
             image = np.asarray(image, dtype=np.float32)
-            if weight is not None:
-                image = fill_invalid(image, weight[m] > 0)
-            values, seen = aligned_image(image, alignment, m, x, y)
-            store[m] = settle_border(fill_invalid(values, seen), (nx // 4, 0))
-            valid[m] = seen
+            noise[m] = max(noise[m], aligner.noise_sd(image))
+            store[m], valid[m] = aligner.aligned(image if weight is None else fill_invalid(image, weight[m] > 0), m)
             report((m + 1) / len(images))
         yield FilteredTilts(store, valid, first, alignment.tilt_deg, alignment.x_tilt_deg, noise)
