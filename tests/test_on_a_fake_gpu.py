@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["device", "commands"])
+@pytest.mark.parametrize("name", ["device", "commands", "fits"])
 def test_on_a_fake_gpu(name: str) -> None:
     """In a process of its own: torch cannot be rid of the device again, nor take it once it has differentiated."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", "-p", "tests.fake_gpu"]

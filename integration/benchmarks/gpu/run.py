@@ -59,6 +59,7 @@ from inrtomo.reconstruct.prepared import prepared_tilts
 from inrtomo.reconstruct.rays import Rays
 from inrtomo.simulate import SimulationSettings, simulate
 from integration.benchmarks.gpu.commands import PARTS, part
+from integration.benchmarks.gpu.fits import fits
 
 BOX = (-256.0, 256.0, -256.0, 256.0, -90.0, 90.0)
 CONFIGURATIONS = {"8 levels x 4 features": (8, 4), "16 levels x 2 features": (16, 2)}
@@ -68,6 +69,7 @@ PLAIN_SAMPLES = 1 << 18  # what plain torch has memory for
 REPEATS = 20
 TILTS = np.linspace(-60, 60, 61)
 TOLERANCE = {"density": 2e-3, "gradients": 1e-2}  # of the largest value, half precision in the decoder
+LOSSES_APART = 2e-2  # relatively, after some steps
 
 
 @dataclass
@@ -197,6 +199,16 @@ def stages_of(source: Source, device: str) -> Iterator[Any]:
     yield scaled_data(prepared.images, prepared.weight, 2, held, device).images
     rays = Rays(prepared.alignment, prepared.alignment.image_size, 1, 18.0, device=device)
     yield np.stack(rays.indices)
+
+
+def check_fits(device: str) -> list[str]:
+    """Fits with all that they can have, recorded on this device, against the CPU's; a sentence for each."""
+    said = []
+    for name, apart in fits(device):
+        said.append(f"losses of a fit, {name}: {apart:.1e} apart at the worst")
+        if not apart < LOSSES_APART:
+            raise SystemExit(f"check failed: {said[-1]}, {LOSSES_APART:.0e} allowed")
+    return said
 
 
 def check_tinycudann(device: str) -> list[str]:
@@ -394,8 +406,9 @@ def main(device: str, commands: str | None, output: Path | None) -> None:
     about = versions(chosen.sentence)
     print("  ".join(f"{what} {value}" for what, value in about.items()))
     with torch.cuda.device(chosen.name):
-        for sentence in (*check(chosen.name), *check_stages(chosen.name), *check_tinycudann(chosen.name)):
-            print(f"checked  {sentence}")
+        for checking in (check, check_stages, check_fits, check_tinycudann):
+            for sentence in checking(chosen.name):
+                print(f"checked  {sentence}", flush=True)
         bandwidth = copy_bandwidth(chosen.name)
         print(f"copy: {bandwidth / 1e12:.2f} TB/s\n")
         print("| | by | ms | M samples/s | time / bandwidth floor |\n|---|---|---|---|---|")
