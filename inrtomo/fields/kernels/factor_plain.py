@@ -48,7 +48,7 @@ class Kernels:
         return _array(moved)
 
     def _flat(self, parameters: F32, weights: F32) -> torch.Tensor:
-        return self._tensor(np.concatenate([parameters, weights]))
+        return torch.cat([self._tensor(parameters), self._tensor(weights)])
 
     def _tensor(self, values: F32) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.factors.device)
