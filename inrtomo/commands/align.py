@@ -351,7 +351,7 @@ def _write(
         PlacedField(result.field, *result.field_to_result, result.working_bin).save(staging / f"{base}_field.npz")
     volume = None
     if recon:
-        volume = _reconstruct(staging / f"{base}_rec.mrc", series, alignment, height)
+        volume = _reconstruct(staging / f"{base}_rec.mrc", series, alignment, height, settings.device)
     _draw(staging, series, result, volume)
     values = _report(series, settings, result, height)
     # a key a line: readable, and a warp does not take a line for every number
@@ -359,11 +359,11 @@ def _write(
     write_text(staging / f"{base}_align.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _reconstruct(path: Path, series: TiltSeries, alignment: Alignment, height: int) -> NDArray[np.float32]:
+def _reconstruct(path: Path, series: TiltSeries, alignment: Alignment, height: int, device: str) -> NDArray[np.float32]:
     """The tomogram as ``inr-recon`` writes it by default; returns its central sections ``[z, y, x]`` for a picture."""
     from inrtomo.reconstruct.fbp import FbpSettings, fbp_sections
 
-    settings = FbpSettings(thickness_px=height)
+    settings = FbpSettings(thickness_px=height, device=device)
     nz, ny, nx = settings.shape(alignment.image_size)
     volume = np.zeros((nz, ny, nx), dtype=np.float32)
     label = "inr-align: fbp, imod"
