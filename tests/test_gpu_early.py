@@ -79,7 +79,7 @@ def test_filters_of_an_image(image):
     for defocus in (2e4, 3e4):
         close(TORCH.restore(flat, 12.0, defocus, optics), ON_CPU.restore(flat, 12.0, defocus, optics), 1e-4)
     close(TORCH.band_pass(flat[None], 40.0, 5.0), ON_CPU.band_pass(flat[None], 40.0, 5.0), 1e-5)
-    close(TORCH.coefficients(flat[None]).numpy(), ON_CPU.coefficients(flat[None]), 1e-5)
+    close(TORCH.coefficients(flat[None]).cpu().numpy(), ON_CPU.coefficients(flat[None]), 1e-5)
     window = np.hanning(93)[:, None] * np.hanning(84)
     close(TORCH.mean_power(flat[None], window), ON_CPU.mean_power(flat[None], window), 1e-5)
 
@@ -175,7 +175,7 @@ def test_views_are_read_the_same(followed, memory_bytes):
 
 def test_sums_over_views_are_the_same(followed):
     _, views, seen = followed._views(7.0)
-    given, pairs = torch.tensor(views), [(0, 1), (3, 2)]
+    given, pairs = torch.tensor(views, device=TORCH.device), [(0, 1), (3, 2)]
     np.testing.assert_allclose(TORCH.shared(given, seen, pairs), ON_CPU.shared(views, seen, pairs), rtol=1e-9)
     np.testing.assert_allclose(TORCH.power(given, seen), ON_CPU.power(views, seen), rtol=1e-9)
     weight = np.random.default_rng(0).random(views.shape[1:])
@@ -190,7 +190,8 @@ def test_the_likelihood_is_the_same(followed, with_determinant):
     strength = tracks.strengths(views, seen, spectra)
     assert len(np.unique(strength)) > 1
     given = band, TILTS, kappa, spectra, followed.window, strength, with_determinant
-    ours, other = ON_CPU.likelihood(views, seen, *given), TORCH.likelihood(torch.tensor(views), seen, *given)
+    on_device = torch.tensor(views, device=TORCH.device)
+    ours, other = ON_CPU.likelihood(views, seen, *given), TORCH.likelihood(on_device, seen, *given)
     for name in ("gradient", "information", "misfit", "value"):
         wanted, found = getattr(ours, name), getattr(other, name)
         np.testing.assert_allclose(found, wanted, atol=1e-8 * np.nanmax(np.abs(wanted)), err_msg=name)

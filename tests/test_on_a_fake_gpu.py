@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests import fake_gpu
+from tests.fake_gpu import stages
 from tests.running import ROOT
 
 pytestmark = [
@@ -16,13 +17,21 @@ pytestmark = [
     pytest.mark.skipif(bool(fake_gpu.unavailable()), reason=fake_gpu.unavailable()),
 ]
 
+RUNS = {
+    "device": ("tests.fake_gpu", "fake_gpu/device"),
+    "commands": ("tests.fake_gpu", "fake_gpu/commands"),
+    "fits": ("tests.fake_gpu", "fake_gpu/fits"),
+    "stages": ("tests.fake_gpu.stages", *stages.FILES),
+}
 
-@pytest.mark.parametrize("name", ["device", "commands", "fits"])
-def test_on_a_fake_gpu(name: str) -> None:
+
+@pytest.mark.parametrize(("plugin", "names"), [(plugin, names) for plugin, *names in RUNS.values()], ids=RUNS.keys())
+def test_on_a_fake_gpu(plugin: str, names: list[str]) -> None:
     """In a process of its own: torch cannot be rid of the device again, nor take it once it has differentiated."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", "-p", "tests.fake_gpu"]
+    files = [str(ROOT / "tests" / f"{name}.py") for name in names]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", plugin]
     done = subprocess.run(
-        [*command, str(ROOT / "tests" / "fake_gpu" / f"{name}.py")],
+        [*command, *files],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,16 +9,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from inrtomo.align.joint import JointSettings, Scale
 from inrtomo.commands import _train_run
-from inrtomo.gpu import operations
+from inrtomo.gpu import operations, share
+from inrtomo.gpu.fit import OnDevice
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.mrc import read_volume, write_volume
 from inrtomo.reconstruct import field
+from tests.fake_gpu import install
 from tests.running import run_command
 
 GPU = "cuda:0"
@@ -34,8 +37,7 @@ def few_steps(scale: Scale) -> Scale:
     return replace(scale, steps=steps, motion_from=moves, warp_from=None if scale.warp_from is None else 4)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shortened() -> Iterator[None]:
+def shorten(patch: pytest.MonkeyPatch) -> None:
     """Kernels in plain torch, which the device checks (Triton's interpreter is slow), and short fits."""
     made = JointSettings.__init__
 
@@ -43,11 +45,23 @@ def shortened() -> Iterator[None]:
         made(self, *args, **named)  # type: ignore[arg-type]
         object.__setattr__(self, "schedule", tuple(map(few_steps, self.schedule)))
 
+    patch.setattr(operations, "has_triton", lambda device: False)
+    patch.setattr(JointSettings, "__init__", make)
+    patch.setattr(field, "LEAST_GAIN", -np.inf)  # so few steps may find nothing
+    patch.setattr(_train_run, "LISTED_BLOCKS", 500)
+
+
+def follow(*given: Any) -> None:
+    """What a process on another of the devices does."""
+    install()
+    shorten(pytest.MonkeyPatch())
+    share._follow(*given)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shortened() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operations, "has_triton", lambda device: False)
-        patch.setattr(JointSettings, "__init__", make)
-        patch.setattr(field, "LEAST_GAIN", -np.inf)  # so few steps may find nothing
-        patch.setattr(_train_run, "LISTED_BLOCKS", 500)
+        shorten(patch)
         yield
 
 
@@ -56,15 +70,6 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stack ``ts.mrc`` of 64 x 64 px and 13 tilts, its true alignment and specimen."""
     folder = tmp_path_factory.mktemp("series")
     words = "--size 64 64 --thickness 20 --tilt-step 10 --snr 10 --shifts 2 --warp 1 --beads 4 --seed 1 --base ts"
-    assert run_command("simulate", "-o", folder, *words.split()).exit_code == 0
-    return folder
-
-
-@pytest.fixture(scope="session")
-def counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `series`, of camera counts."""
-    folder = tmp_path_factory.mktemp("counts")
-    words = "--size 64 64 --thickness 20 --tilt-step 10 --counts --dose 20 --warp 0 --beads 0 --seed 1 --base ts"
     assert run_command("simulate", "-o", folder, *words.split()).exit_code == 0
     return folder
 
@@ -111,8 +116,6 @@ FITS = {
     "l1": "--loss l1 --mask-gold",
     "huber, ctf": "--loss huber --normalize --ctf 2.0",
     "tensor": "--field tensor --prior boundary,wedge,isotropic",
-    "mlp": "--field mlp --ctf 2.0 --bin 4",
-    "siren": "--field siren",
 }
 ALIGNMENTS = {
     "tracks": "--fast --recon",
@@ -120,7 +123,6 @@ ALIGNMENTS = {
     "voxel": "--start TRUTH --field voxel --loss huber --warp bilinear",
     "network": "--start TRUTH --field voxel --loss l1 --warp network",
 }
-COUNTS = {"poisson": "--loss poisson --ctf 2.0", "heteroscedastic": "--loss heteroscedastic --ctf 2.0 --halves"}
 
 
 @pytest.mark.parametrize("words", SUMS.values(), ids=SUMS.keys())
@@ -134,13 +136,6 @@ def test_reconstruction(words: str, given: tuple[Path, Path], tmp_path: Path) ->
 @pytest.mark.parametrize("words", FITS.values(), ids=FITS.keys())
 def test_field(words: str, given: tuple[Path, Path], tmp_path: Path) -> None:
     words = f"--method field --bin 2 {words}"
-    assert_close(made(tmp_path, "recon", *given, "-o", "OUT.mrc", *THICKNESS, *words.split()), TO_OF_FITS)
-
-
-@pytest.mark.parametrize("words", COUNTS.values(), ids=COUNTS.keys())
-def test_field_of_counts(words: str, counts: Path, tmp_path: Path) -> None:
-    words = f"--method field --bin 2 {words}"
-    given = counts / "ts.mrc", counts / "ts_truth.json"
     assert_close(made(tmp_path, "recon", *given, "-o", "OUT.mrc", *THICKNESS, *words.split()), TO_OF_FITS)
 
 
@@ -167,19 +162,7 @@ def test_training(series: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.star").write_text(
         f"data_\nloop_\n_inrStack #1\n_inrAlignment #2\n_inrReference #3\n{row}\n{row}\n"
     )
-    words = (
-        "train",
-        "-o",
-        "OUT",
-        "--pairs",
-        tmp_path / "pairs.star",
-        "--orientation",
-        "xyz",
-        "--width",
-        8,
-        "--batch",
-        64,
-    )
+    words = "train", "-o", "OUT", "--pairs", tmp_path / "pairs.star", *"--orientation xyz --width 8 --batch 64".split()
     made(tmp_path, *words, "--steps", 6)
     made(tmp_path, *words, "--steps", 12, "--resume")
     ours, other = (json.loads((tmp_path / at / "out" / "weights.json").read_text()) for at in ("cpu", "gpu"))
@@ -204,3 +187,42 @@ def test_aligned_stack(given: tuple[Path, Path], tmp_path: Path) -> None:
     words = "--bin 2 --dose-weight --dose-per-tilt 3".split()
     folders = made(tmp_path, "export", *given, "-o", "OUT.mrc", *words)
     assert_close(folders, 1e-4)
+
+
+@pytest.mark.parametrize("last_step", [3, 12])
+def test_a_fit_goes_on(
+    last_step: int, given: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the checkpoint of a run that stopped in its first scale, and in the search of its last."""
+    words = "recon", *given, "-o", "OUT.mrc", *THICKNESS, "--method", "field", "--field", "voxel", "--bin", 2
+    step, done = OnDevice.step, []
+
+    def stopping(self: OnDevice, number: int) -> None:
+        if len(done) == last_step:
+            raise KeyboardInterrupt
+        done.append(number)
+        step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("inrtomo.align.checkpoint.SAVE_EVERY_S", 0.0)
+        patch.setattr(OnDevice, "step", stopping)
+        (tmp_path / "gpu").mkdir()
+        stopped = run_command(
+            *(str(word).replace("OUT", str(tmp_path / "gpu" / "out")) for word in words), "--device", GPU
+        )
+        assert stopped.exit_code == 130 and (tmp_path / "gpu" / "out_checkpoint.npz").exists()
+    (tmp_path / "cpu").mkdir()
+    for folder, more in (("cpu", ()), ("gpu", ("--resume",))):
+        out = str(tmp_path / folder / "out")
+        done_now = run_command(*(str(word).replace("OUT", out) for word in words), "--device", GPU, *more)
+        assert done_now.exit_code == 0, done_now.output
+    assert_close((tmp_path / "cpu", tmp_path / "gpu"), 1e-5)
+
+
+def test_two_devices_share_fits(given: tuple[Path, Path], tmp_path: Path) -> None:
+    """A process on each, steps recorded with their sums over both."""
+    words = "--method field --field voxel --bin 2".split()
+    devices = GPU, "cuda:0,cuda:1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(share, "_follow", follow)
+        assert_close(made(tmp_path, "recon", *given, "-o", "OUT.mrc", *THICKNESS, *words, devices=devices), TO)
