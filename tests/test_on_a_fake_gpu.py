@@ -21,6 +21,7 @@ RUNS = {
     "device": ("tests.fake_gpu", "fake_gpu/device"),
     "commands": ("tests.fake_gpu", "fake_gpu/commands"),
     "fits": ("tests.fake_gpu", "fake_gpu/fits"),
+    "kernels": ("tests.fake_gpu", "fake_gpu/kernels"),
     "stages": ("tests.fake_gpu.stages", *stages.FILES),
 }
 
