@@ -162,13 +162,13 @@ def test_training(series: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.star").write_text(
         f"data_\nloop_\n_inrStack #1\n_inrAlignment #2\n_inrReference #3\n{row}\n{row}\n"
     )
-    words = "train", "-o", "OUT", "--pairs", tmp_path / "pairs.star", *"--orientation xyz --width 8 --batch 64".split()
-    made(tmp_path, *words, "--steps", 6)
-    made(tmp_path, *words, "--steps", 12, "--resume")
+    words = "-o", "OUT", "--pairs", tmp_path / "pairs.star", *"--orientation xyz --width 8 --batch 64".split()
+    made(tmp_path, "train", *words, "--steps", 6)
+    made(tmp_path, "train", *words, "--steps", 12, "--resume")
     ours, other = (json.loads((tmp_path / at / "out" / "weights.json").read_text()) for at in ("cpu", "gpu"))
     assert other["metrics"]["held_out_loss"] == pytest.approx(ours["metrics"]["held_out_loss"], rel=0.02)
     # and from one device to the other
-    made(tmp_path, *words, "--steps", 18, "--resume", devices=(GPU, "cpu"))
+    made(tmp_path, "train", *words, "--steps", 18, "--resume", devices=(GPU, "cpu"))
 
 
 def test_comparison(series: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_fit_goes_on(
 ) -> None:
     """From the checkpoint of a run that stopped in its first scale, and in the search of its last."""
     words = "recon", *given, "-o", "OUT.mrc", *THICKNESS, "--method", "field", "--field", "voxel", "--bin", 2
-    step, done = OnDevice.step, []
+    step, done = OnDevice.step, list[int]()
 
     def stopping(self: OnDevice, number: int) -> None:
         if len(done) == last_step:
