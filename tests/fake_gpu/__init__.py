@@ -26,7 +26,7 @@ def unavailable() -> str:
     """Why it cannot be built here; empty if it can."""
     if torch.version.cuda is not None or torch.version.hip is not None:
         return "this torch is made for GPUs and has kernels of its own for them"
-    if torch.__version__ < (2, 13):
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
         return "tests/fake_gpu/device.cpp is written for the inner interfaces of torch 2.13"
     missing = [name for name in ("c++", "ninja") if shutil.which(name) is None]
     return f"needs {' and '.join(missing)} to compile tests/fake_gpu/device.cpp" if missing else ""
