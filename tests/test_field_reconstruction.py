@@ -11,6 +11,7 @@ from scipy.optimize import least_squares
 
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
+from inrtomo.fields.tensor import TensorField
 from inrtomo.geometry import centred_coordinates, specimen_to_aligned
 from inrtomo.metrics.volume import cc
 from inrtomo.reconstruct import field
@@ -238,3 +239,21 @@ def test_losses_known_a_step_late_lead_to_the_same_parameters(seed: int) -> None
 
     assert searched(1) == searched(0)
     assert [rate for rate, _ in searched(0)[0]] == [0, 1, 2]
+
+
+def test_memory_bounds_the_nodes_of_a_tensor_field() -> None:
+    """Noise splits everything: with little memory only so many nodes, and the fit still comes to its end."""
+    tilts, size = np.arange(-60.0, 61, 8), 96
+    images = np.random.default_rng(0).normal(scale=3, size=(len(tilts), size, size)).astype(np.float32)
+    alignment = Alignment.identity(tilts, (size, size), 0.0, 10.0)
+
+    def nodes(memory_bytes: float) -> int:
+        settings = FieldSettings("tensor", memory_bytes=memory_bytes, steps=(4, 4))
+        (fit,) = reconstruct_field(images, np.ones_like(images), alignment, 24.0, settings).fits
+        assert isinstance(fit.field, TensorField)
+        return len(fit.field.grid.tree.leaves)
+
+    with pytest.raises(InputError, match=r"--memory 0.00466G: too little for this field, which needs 0.1G"):
+        nodes(5e6)
+    few, all_of_them = nodes(2.6e7), nodes(4e9)
+    assert 4 <= few < 0.7 * all_of_them

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.localized.bank import COVERAGE, FINE, PYRAMID, SCALES, Scale, n_features
 from inrtomo.localized.blocks import Blocks
+from inrtomo.localized.by_torch import fetched
 from inrtomo.localized.inference import inferred_slabs, outside_range, slab_rows
 from inrtomo.localized.network import Architecture, LocalizedMlp
 from inrtomo.localized.patches import patch_features
@@ -43,7 +44,7 @@ def noise_series(
 
 def features(tilts: FilteredTilts, scale: Scale, points: np.ndarray) -> np.ndarray:
     points = points.astype(np.float32)
-    return sampled(tilts, tilts.maps([scale], rows_seen(tilts, points))[0], points)
+    return fetched(sampled(tilts, tilts.maps([scale], rows_seen(tilts, points))[0], points))
 
 
 def some_points(count: int = 6, reach: float = 5.0) -> np.ndarray:

@@ -98,6 +98,11 @@ class FactorGrid:
         r, (x, y, z) = self.features, self.vertices(layer)
         return x * r, r * y, z * r, x * r * y, x * z * r, z * r * y
 
+    @property
+    def largest_node(self) -> int:
+        """Parameters of a node of the deepest level."""
+        return sum(self.parts(self.tree.depth))
+
     def factors(self, node: int, parameters: F32) -> tuple[F32, F32, F32, F32, F32, F32]:
         """Views of a node's X, Y, Z, XY, XZ and YZ with the axes that `parts` names."""
         layer, _, _, start = self.nodes[node]

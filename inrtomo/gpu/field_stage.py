@@ -26,7 +26,7 @@ F32 = NDArray[np.float32]
 Slope = Callable[[Tensor], Tensor]
 
 # measured with the counter of tests/test_gpu_memory.py
-BLOCK_BYTES = {"mlp": 6.5e8, "siren": 6.5e8, "tensor": 1.8e8}  # of points and nodes that are evaluated together
+BLOCK_BYTES = {"mlp": 6.5e8, "siren": 6.5e8, "tensor": 3.5e8}  # of points and nodes that are evaluated together
 BOUNDARY_BYTES = 7e7
 STRIPS_BYTES, STRIPS_PER_PIXEL = 2e8, 12.0  # of a transfer function: filtered together; its phases, for each tilt
 

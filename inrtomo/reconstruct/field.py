@@ -29,7 +29,7 @@ from inrtomo.priors import (
 )
 from inrtomo.projection import Lattice
 from inrtomo.reconstruct.ctf_correction import TiltedView
-from inrtomo.reconstruct.field_stage import FieldStage, part_of
+from inrtomo.reconstruct.field_stage import FieldStage, Needs, part_of
 from inrtomo.reconstruct.rays import Rays, common_x_tilt, level_volume
 from inrtomo.reconstruct.slabs import Slab, joined, ranges
 
@@ -262,6 +262,7 @@ class FieldFit(JointFit):
 
     Attributes:
         shape: voxels (nz, ny, nx) of the output.
+        needs: bytes that the last scale takes.
         held_out_loss: the lowest of the last scale, that of the parameters that were kept.
         loss_of_nothing: what it would be without any density; both once the fit is done.
         search: what leads there, while the last scale is at work.
@@ -290,17 +291,21 @@ class FieldFit(JointFit):
         self.shape = nz, ny, nx
         self.slab_px = nz + 2 * max(LEAST_MARGIN, round(SLAB_MARGIN * nz))
         self._lattices: dict[int, Lattice] = {}
+        self._widths: dict[int, int] = {}
         self.held_out_loss = np.inf
         self.search: Search | None = None
         joint = settings.joint((nx, ny), number)
         if recording.check is not None:
             joint = replace(joint, held_out=0.0)
         super().__init__(images, weight, alignment, self.slab_px, joint)
+        finest = joint.schedule[-1].bin
+        self.needs = Needs.of(self, finest, self.lattice(finest), self._widths[finest])
+        self.needs.shared_out(self, self.lattice(finest).shape[2])  # too little is to be said now, not hours later
 
     def rays(self, bin: int) -> Rays:
         """The geometry of a scale."""
         rays = Rays(self.alignment, self.alignment.image_size, bin, self.slab_px, device=self.options.device)
-        self._lattices[bin] = rays.lattice
+        self._lattices[bin], self._widths[bin] = rays.lattice, rays.n_u
         return rays
 
     def lattice(self, spacing: float) -> Lattice:
@@ -431,14 +436,20 @@ class FieldFit(JointFit):
             self.take_progress(state)
         self.held_out_loss = float(state["held_out_loss"])
         if "best" in state:
-            self.search = Search(state["best"], self.held_out_loss, *map(int, state["search"]))
+            rate, since = map(int, state["search"])
+            self.search = Search(state["best"], self.held_out_loss, rate, since)
 
     def _adapt(self) -> None:
-        """A tensor field goes on with nodes where the density of the last scale has something to show."""
+        """A tensor field goes on with nodes where the density of the last scale has something to show.
+
+        As many as split enough, or as the memory of the finest scale has room for.
+        """
         if isinstance(self.field, TensorField):
-            stage = self.stage_now
+            stage, tree = self.stage_now, self.field.grid.tree
             density = np.concatenate([stage.density(rows) for rows in stage.slabs], axis=2)
-            self._use(adapted(self.field, stage.lattice, density, level_cap=stage.caps))
+            room = self.needs.parameters_beside(self.options.memory_bytes) // self.field.grid.largest_node
+            budget = min(tree.owner.size, max(room, len(tree.leaves)))
+            self._use(adapted(self.field, stage.lattice, density, budget, level_cap=stage.caps))
 
     def slabs(self, rows_at_a_time: int) -> Iterator[Slab]:
         """The volume's rows, level, in units of the images per px of path."""

@@ -7,6 +7,7 @@ that back slab by slab into the one field: the sum is the gradient that the whol
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ NETWORK_BYTES_PER_VOXEL = 160.0
 DATA_ARRAYS = 9  # of the size of all images: binned, fitted, held out, and where each is seen, with what they come from
 BATCH_ARRAYS = 12  # of the size of one batch of images
 BATCH_SHARE = 0.3  # of the memory that is left
-FEWEST_ROWS = 4  # of a slab
+FEWEST_ROWS, GOOD_ROWS = 4, 12  # of a slab
 
 
 class FieldStage(Stage):
@@ -67,7 +68,8 @@ class FieldStage(Stage):
             ratio = other.noise_of_tilt / self.data.noise_of_tilt
             self.check = other.images * ratio[:, None, None].astype(np.float32)
             self.data.held = self.data.fit
-        self.n_batch, self.slabs = self._within_memory()
+        needs = Needs.of(fit, scale.bin, self.lattice, self.n_u, self.more_bytes())
+        self.n_batch, self.slabs = needs.shared_out(fit, self.lattice.shape[2])
         self.noise_of_sum, self.noise_of_voxel = (self.noise * part for part in self._passed())
 
     def _passed(self) -> tuple[float, float]:
@@ -83,28 +85,6 @@ class FieldStage(Stage):
         lowest = int(np.argmin(np.abs(self.fit.tilts)))
         spread = self.transfer.apply(image, np.array([lowest]))
         return min(1.0, abs(float(spread.sum()))), min(1.0, float(np.linalg.norm(spread)))
-
-    def _within_memory(self) -> tuple[int, list[range]]:
-        """How many tilts make a batch, and the slabs."""
-        fit = self.fit
-        n, ny, nx = fit.images.shape
-        nz, width, rows = self.lattice.shape
-        one_image = 4.0 * self.data.images[0].size
-        fixed = n * (8.0 * ny * nx + DATA_ARRAYS * one_image + 4.0 * self.n_u * rows)
-        fixed += FIELD_ARRAYS * fit.field.grad.nbytes + self.more_bytes()
-        left = fit.options.memory_bytes - fixed
-        per_voxel = NETWORK_BYTES_PER_VOXEL if fit.settings.field in NETWORKS else BYTES_PER_VOXEL
-        per_row = per_voxel * nz * width + 8.0 * n * self.n_u
-        per_tilt = BATCH_ARRAYS * one_image + 8.0 * self.n_u * rows
-        n_batch, n_rows = int(BATCH_SHARE * left / per_tilt), int((1 - BATCH_SHARE) * left / per_row)
-        if n_batch < 1 or n_rows < FEWEST_ROWS:
-            needed = fixed + max(per_tilt / BATCH_SHARE, FEWEST_ROWS * per_row / (1 - BATCH_SHARE))
-            raise InputError(
-                f"--memory {fit.options.memory_bytes / 1e9:.3g}G: too little for this field, which needs "
-                f"{needed / 1e9 + 0.05:.1f}G; give that, or bin more"
-            )
-        edges = np.linspace(0, rows, -(-rows // n_rows) + 1).round().astype(int)
-        return min(n_batch, n), [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
     def more_bytes(self) -> float:
         """What is held besides images, projections, slabs and the field."""
@@ -247,6 +227,64 @@ class FieldStage(Stage):
         _, a, b = boundary_consistency(one, other, 0.1 * fit.density_unit)
         weight = np.float32(fit.options.priors.boundary * self.noise_of_voxel)
         field.backward_points(weight * np.concatenate([a, b]).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a scale takes.
+
+    Attributes:
+        fixed: besides the field, slabs and batches.
+        per_row: of a slab.
+        per_tilt: of a batch.
+    """
+
+    fixed: float
+    per_row: float
+    per_tilt: float
+
+    @classmethod
+    def of(cls, fit: FieldFit, bin: int, lattice: Lattice, n_u: int, more_bytes: float = 0.0) -> Needs:
+        """Of a scale with projections ``n_u`` wide.
+
+        Args:
+            more_bytes: held besides images, projections, slabs and the field.
+        """
+        n, ny, nx = fit.images.shape
+        nz, width, rows = lattice.shape
+        one_image = 4.0 * (ny // bin) * (nx // bin)
+        per_voxel = NETWORK_BYTES_PER_VOXEL if fit.settings.field in NETWORKS else BYTES_PER_VOXEL
+        return cls(
+            n * (8.0 * ny * nx + DATA_ARRAYS * one_image + 4.0 * n_u * rows) + more_bytes,
+            per_voxel * nz * width + 8.0 * n * n_u,
+            BATCH_ARRAYS * one_image + 8.0 * n_u * rows,
+        )
+
+    def with_slabs_of(self, rows: int) -> float:
+        """All of it, for slabs of so many rows and as large batches as go with them."""
+        return self.fixed + max(self.per_tilt / BATCH_SHARE, rows * self.per_row / (1 - BATCH_SHARE))
+
+    def shared_out(self, fit: FieldFit, rows: int) -> tuple[int, list[range]]:
+        """How many tilts make a batch, and which of all rows a slab, within the fit's memory.
+
+        Raises:
+            InputError: it is too little for one tilt and `FEWEST_ROWS`.
+        """
+        field_bytes = FIELD_ARRAYS * fit.field.grad.nbytes
+        left = fit.options.memory_bytes - self.fixed - field_bytes
+        n_batch, n_rows = int(BATCH_SHARE * left / self.per_tilt), int((1 - BATCH_SHARE) * left / self.per_row)
+        if n_batch < 1 or n_rows < FEWEST_ROWS:
+            needed = (self.with_slabs_of(FEWEST_ROWS) + field_bytes) / 2**30
+            raise InputError(
+                f"--memory {fit.options.memory_bytes / 2**30:.3g}G: too little for this field, which needs "
+                f"{needed + 0.05:.1f}G; give that, or bin more"
+            )
+        edges = np.linspace(0, rows, -(-rows // n_rows) + 1).round().astype(int)
+        return min(n_batch, len(fit.tilts)), [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+    def parameters_beside(self, memory_bytes: float) -> int:
+        """How many parameters of the field leave room for slabs that are worth their overhead."""
+        return int((memory_bytes - self.with_slabs_of(GOOD_ROWS)) / (4 * FIELD_ARRAYS))
 
 
 def part_of(lattice: Lattice, rows: range, columns: range | None = None) -> Lattice:
