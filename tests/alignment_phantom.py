@@ -47,6 +47,17 @@ def blob_series(
     return images, truth
 
 
+def swaying_blobs(size: int, tilt_deg: np.ndarray) -> np.ndarray:
+    """Images ``(n, size, size)`` of a dozen blobs of a thin slab, and noise."""
+    rng = np.random.default_rng(0)
+    at = np.arange(size) - (size - 1) / 2
+    out = rng.normal(scale=0.3, size=(len(tilt_deg), size, size)).astype(np.float32)
+    for x, y, z in rng.uniform(-9, 9, size=(12, 3)) * (1, 1, 0.3):
+        u = x * np.cos(np.deg2rad(tilt_deg)) + z * np.sin(np.deg2rad(tilt_deg))
+        out += np.exp(-((at[None, None] - u[:, None, None]) ** 2 + (at[None, :, None] - y) ** 2) / 6).astype(np.float32)
+    return out
+
+
 def rigid_error(found: Alignment, truth: Alignment, slab_px: float = 40.0) -> float:
     """RMS distance (px) of projected specimen points after the best small rigid motion of the specimen."""
     nx, ny = truth.image_size

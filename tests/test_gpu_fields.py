@@ -22,6 +22,7 @@ from inrtomo.gpu.field_stage import DeviceFieldStage
 from inrtomo.reconstruct import field as field_module
 from inrtomo.reconstruct.ctf_correction import CtfOperator
 from inrtomo.reconstruct.field import FieldFit, FieldSettings, Priors, Recording
+from tests.alignment_phantom import swaying_blobs
 
 SIZE, THICK = 24, 10
 TILTS = np.arange(-60.0, 61, 20)
@@ -42,14 +43,7 @@ def plain_torch(monkeypatch):
 
 @pytest.fixture(scope="module")
 def images():
-    """Blobs, and noise."""
-    rng = np.random.default_rng(0)
-    at = np.arange(SIZE) - (SIZE - 1) / 2
-    out = rng.normal(scale=0.3, size=(len(TILTS), SIZE, SIZE)).astype(np.float32)
-    for x, y, z in rng.uniform(-9, 9, size=(12, 3)) * (1, 1, 0.3):
-        u = x * np.cos(np.deg2rad(TILTS)) + z * np.sin(np.deg2rad(TILTS))
-        out += np.exp(-((at[None, None] - u[:, None, None]) ** 2 + (at[None, :, None] - y) ** 2) / 6).astype(np.float32)
-    return out
+    return swaying_blobs(SIZE, TILTS)
 
 
 def alignment():

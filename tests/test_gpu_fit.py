@@ -23,6 +23,7 @@ from inrtomo.gpu.field_stage import DeviceFieldStage
 from inrtomo.gpu.fit import DeviceStage
 from inrtomo.gpu.motion import DeviceMotion, inverse
 from inrtomo.reconstruct.field import FieldFit, FieldSettings, Recording
+from tests.alignment_phantom import swaying_blobs
 
 SIZE, THICK = 24, 10
 TILTS = np.arange(-60.0, 61, 15)
@@ -47,14 +48,7 @@ def plain_torch(monkeypatch):
 
 @pytest.fixture(scope="module")
 def images():
-    """Blobs that sway with the tilt, and noise."""
-    rng = np.random.default_rng(0)
-    at = np.arange(SIZE) - (SIZE - 1) / 2
-    out = rng.normal(scale=0.3, size=(len(TILTS), SIZE, SIZE)).astype(np.float32)
-    for x, y, z in rng.uniform(-9, 9, size=(12, 3)) * (1, 1, 0.3):
-        u = x * np.cos(np.deg2rad(TILTS)) + z * np.sin(np.deg2rad(TILTS))
-        out += np.exp(-((at[None, None] - u[:, None, None]) ** 2 + (at[None, :, None] - y) ** 2) / 6).astype(np.float32)
-    return out
+    return swaying_blobs(SIZE, TILTS)
 
 
 def alignment(shift=0.0):
