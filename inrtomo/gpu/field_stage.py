@@ -16,6 +16,7 @@ from inrtomo.gpu.factors import TensorOnDevice
 from inrtomo.gpu.fit import OnDevice
 from inrtomo.gpu.geometry import TiltGeometry
 from inrtomo.gpu.judging import CountJudge
+from inrtomo.gpu.on_its_way import fill
 from inrtomo.gpu.priors import IsotropicSlope, WedgeSlope, boundary_slope
 from inrtomo.losses import COUNT_KINDS
 from inrtomo.reconstruct.field import FieldFit
@@ -81,7 +82,7 @@ class DeviceFieldStage(OnDevice, FieldStage):
         super().prepare(step)
         if self.pairs is not None:
             assert isinstance(self.fit.field, TensorField)
-            self.pairs.copy_(torch.from_numpy(self.boundary_pairs(self.fit.field)))
+            fill(self.pairs, torch.from_numpy(self.boundary_pairs(self.fit.field)))
 
     def more_bytes(self) -> float:
         fit = self.fit

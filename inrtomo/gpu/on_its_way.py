@@ -1,4 +1,4 @@
-"""Numbers that a device is still to work out: on their way to the host while it is given its next work."""
+"""Numbers on their way between host and device, for which neither waits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 class OnItsWay:
-    """A copy of a small tensor as it will be once all that was asked for so far is done.
+    """A copy of a device's small tensor as it will be once all that was asked for so far is done.
 
     Asking for its `numbers` waits for that and for nothing that was asked for later.
     """
@@ -26,3 +26,12 @@ class OnItsWay:
             self._arrived.synchronize()
         values: list[float] = self._copy.tolist()
         return values
+
+
+def fill(target: torch.Tensor, values: torch.Tensor) -> None:
+    """Set a device's tensor to the host's numbers once all that was asked for before is done."""
+    if target.is_cuda:
+        # from other memory CUDA would have the host wait for the device
+        target.copy_(values.pin_memory(), non_blocking=True)
+    else:
+        target.copy_(values)

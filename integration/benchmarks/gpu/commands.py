@@ -52,7 +52,7 @@ SIZES = {
     "1024": Size(1024, 180, 41, ("align",)),
     "1024-volume": Size(1024, 300, 61, ("recon --method field", "infer")),
     "4096": Size(4096, 720, 41, ("align --memory 16G", "align --memory 8G"), ENLARGED),
-    "4096-volume": Size(4096, 720, 41, ("recon --method field",), ENLARGED),
+    "4096-volume": Size(4096, 720, 41, ("recon --method field", "recon --method field --field tensor"), ENLARGED),
 }
 PARTS = (*SIZES, "quality")
 
