@@ -16,6 +16,7 @@ from inrtomo.commands.export import main
 from inrtomo.export import Sections, export_images, sections_on
 from inrtomo.geometry import axis_rotation
 from inrtomo.gpu import resample as gpu
+from inrtomo.gpu.aligned_tilts import DeviceTiltAligner
 from inrtomo.io.alignment_files import write_alignment
 from inrtomo.io.mrc import write_stack
 from inrtomo.localized.tilts import TiltAligner
@@ -57,7 +58,7 @@ def test_sections_are_the_same(raw, interpolation, bin, exposure, monkeypatch):
 def test_tilts_of_inference_are_the_same(raw):
     """Aligned with borders, edges filled and settled, and the noise of the raw image."""
     given = alignment("bicubic", 4.0), np.arange(-70.0, 70), np.arange(-50.0, 51), 25
-    ours, other = TiltAligner(*given), gpu.DeviceTiltAligner(*given, "cpu")
+    ours, other = TiltAligner(*given), DeviceTiltAligner(*given, "cpu")
     (values, seen), (found, found_seen) = ours.aligned(raw, 0), other.aligned(raw, 0)
     np.testing.assert_array_equal(found_seen, seen)
     np.testing.assert_allclose(found, values, atol=1e-4)

@@ -1,5 +1,4 @@
-"""Aligned images in torch: sections for `inrtomo.export`, lines for `inrtomo.reconstruct.fbp`, tilts for
-`inrtomo.localized`, on a device.
+"""Aligned images in torch: the sections of `inrtomo.export` and the lines of `inrtomo.reconstruct.fbp` on a device.
 
 The steps and borders are those of `inrtomo.resample`; a few million pixels are read at a time, so that their positions
 take less memory than the image.
@@ -20,7 +19,6 @@ from inrtomo.dose import critical_exposure
 from inrtomo.export import AlignedImage, Sections
 from inrtomo.gpu.pixels import DevicePixelWork, quantile
 from inrtomo.gpu.sampling import catmull_rom, read_spline, spline_weights
-from inrtomo.localized.tilts import TiltAligner
 from inrtomo.reconstruct.fbp import OVERSAMPLING, LineFilter
 from inrtomo.resample import EDGE_TOLERANCE_PX, FILL_BLOCK, FILL_CONFIDENCE_PIXELS, Frame, edge_window, padded_warp
 
@@ -122,22 +120,6 @@ class DeviceLineFilter(LineFilter):
         transform = torch.fft.rfft(values - mean) * pixels.sent(weights)
         dense = torch.fft.irfft(transform, n=OVERSAMPLING * values.shape[1])[:, self.kept]
         return pixels.fetched(pixels.splined(dense) if self.splined else dense)
-
-
-class DeviceTiltAligner(TiltAligner):
-    """As `TiltAligner`; ``device`` as torch calls it."""
-
-    def __init__(self, alignment: Alignment, x: Array, y: Array, settled_px: int, device: str) -> None:
-        super().__init__(alignment, x, y, settled_px)
-        self.reader = AlignedReader(alignment, x, y, device)
-
-    def aligned(self, image: F32, tilt: int) -> tuple[F32, NDArray[np.bool_]]:
-        values, seen = self.reader.read(image, tilt)
-        settled = settle_border(fill_invalid(values, seen), (self.settled_px, 0))
-        return self.reader.pixels.fetched(settled), np.asarray(seen.cpu().numpy())
-
-    def noise_sd(self, image: F32) -> float:
-        return self.reader.pixels.noise_sd(image)
 
 
 def standardised(images: F32, factor: int, device: str) -> tuple[F32, Array]:

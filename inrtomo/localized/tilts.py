@@ -184,7 +184,7 @@ class FilteredTilts:
 
 
 class TiltAligner:
-    """Reads images on an aligned lattice with its edges filled, on the CPU; `inrtomo.gpu.resample` has it for a device.
+    """Reads images on an aligned lattice with its edges filled, on the CPU; `inrtomo.gpu.aligned_tilts` on a device.
 
     Args:
         alignment: of the images, in their px.
@@ -209,7 +209,7 @@ def tilt_aligner_on(device: str, alignment: Alignment, x: Array, y: Array, settl
     """What aligns tilts on a device."""
     if device == "cpu":
         return TiltAligner(alignment, x, y, settled_px)
-    from inrtomo.gpu.resample import DeviceTiltAligner
+    from inrtomo.gpu.aligned_tilts import DeviceTiltAligner
 
     return DeviceTiltAligner(alignment, x, y, settled_px, device)
 
