@@ -32,8 +32,8 @@ def why_no_triton() -> str:
         return "Triton is not installed"
     from triton.runtime import interpreter
 
-    if "int(self.handle.data)" in inspect.getsource(interpreter) and np.lib.NumpyVersion(np.__version__) >= "2.5.0":
-        return "this Triton's interpreter takes arrays of one element for numbers, which numpy does not since 2.5"
+    if "int(self.handle.data)" in inspect.getsource(interpreter) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        return "this Triton's interpreter takes arrays of one element for numbers, which numpy does not since 2.4"
     return ""
 
 
