@@ -232,8 +232,8 @@ def isotropic_prior(density: Real, zeta0: float = 0.2) -> tuple[float, Real]:
     spectrum = scipy.fft.rfft2(seen.forward(density), norm="ortho", workers=nb.get_num_threads())
     amplitude = np.abs(spectrum)
 
-    ring, share, twice = rings_of((nx, ny))
-    weight, rings = axis_weights((nx, ny), zeta0), int(ring.max()) + 1
+    ring, share, twice, weight = rings_of((nx, ny), zeta0)
+    rings = int(ring.max()) + 1
     place = ring[None] + rings * np.arange(nz)[:, None, None]
     mean = np.bincount(place.ravel(), (amplitude * share).ravel(), rings * nz)
     excess = np.maximum(amplitude - mean[place], 0)
@@ -244,34 +244,26 @@ def isotropic_prior(density: Real, zeta0: float = 0.2) -> tuple[float, Real]:
     return value, seen.adjoint(scipy.fft.irfft2(spectrum, (nx, ny), norm="ortho", workers=nb.get_num_threads()))
 
 
-def rings_of(shape: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.float64], F32]:
+def rings_of(
+    shape: tuple[int, int], zeta0: float = 0.2
+) -> tuple[NDArray[np.int64], NDArray[np.float64], F32, NDArray[np.float64]]:
     """Rings of equal frequency of ``rfft2`` of slices ``(nx, ny)``, each array ``(nx, ny // 2 + 1)``.
 
     Returns:
-        The ring of every component, 0 for those of none; its share of the ring's mean, conjugates with it; and how
-        many components it stands for.
+        The ring of every component, 0 for those of none; its share of the ring's mean, conjugates with it; how many
+        components it stands for; and its weight in `isotropic_prior`, on the axes kx = 0 and ky = 0.
     """
     nx, ny = shape
-    ring = np.rint(_radius(shape)).astype(np.int64)
+    side = min(nx, ny)  # a ring is as wide as the coarser axis' sampling
+    radius = side * np.hypot(np.fft.fftfreq(nx)[:, None], np.fft.rfftfreq(ny))
+    ring = np.rint(radius).astype(np.int64)
     twice = np.broadcast_to(_conjugates(ny), ring.shape)
-    inside = (ring > 0) & (ring <= min(nx, ny) // 2)
+    inside = (ring > 0) & (ring <= side // 2)
     share = np.where(inside, twice, 0) / np.bincount(ring.ravel(), twice.ravel())[ring]
-    return np.where(inside, ring, 0), share, twice
-
-
-def axis_weights(shape: tuple[int, int], zeta0: float = 0.2) -> NDArray[np.float64]:
-    """Weights of `isotropic_prior` for ``rfft2`` of slices ``(nx, ny)``: on the axes kx = 0 and ky = 0."""
-    ring, _, twice = rings_of(shape)
     on_axis = np.zeros(ring.shape)
     on_axis[0], on_axis[:, 0] = twice[0], twice[:, 0]
-    softness = np.clip(zeta0 * min(shape) / 2 - _radius(shape), -30, 30)
-    return np.asarray(on_axis * (ring > 0) / (np.exp(softness) + 1))
-
-
-def _radius(shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Frequency in Fourier pixels of the coarser axis: a ring is as wide as its sampling."""
-    nx, ny = shape
-    return np.asarray(min(nx, ny) * np.hypot(np.fft.fftfreq(nx)[:, None], np.fft.rfftfreq(ny)))
+    weight = on_axis * inside / (np.exp(np.clip(zeta0 * side / 2 - radius, -30, 30)) + 1)
+    return np.where(inside, ring, 0), share, twice, np.asarray(weight)
 
 
 def boundary_consistency(values_a: Real, values_b: Real, rounding: float = 0.0) -> tuple[float, Real, Real]:

@@ -19,6 +19,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels in plain torch: Triton's interpreter would take hours."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.fixture
 def inr() -> Inr:
     return run_command
 

@@ -23,22 +23,14 @@ from inrtomo.reconstruct import field as field_module
 from inrtomo.reconstruct.ctf_correction import CtfOperator
 from inrtomo.reconstruct.field import FieldFit, FieldSettings, Priors, Recording
 from tests.alignment_phantom import swaying_blobs
+from tests.on_torch import FieldOnTorch
+
+pytestmark = pytest.mark.usefixtures("plain_torch")
 
 SIZE, THICK = 24, 10
 TILTS = np.arange(-60.0, 61, 20)
 STEPS = (6, 4)
 SLABS = 6.5e6  # bytes: too little for all rows at once
-
-
-class OnTorch(FieldFit):
-    def stage(self, scale):
-        return DeviceFieldStage(self, scale)
-
-
-@pytest.fixture(autouse=True)
-def plain_torch(monkeypatch):
-    """Not the interpreter, which would take hours."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +83,7 @@ def small(monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_a_reconstruction_takes_the_same_steps(images, name):
     made = []
-    for kind in (FieldFit, OnTorch):
+    for kind in (FieldFit, FieldOnTorch):
         one = fit(kind, images, **CASES[name])
         start, stages = one.field.parameters().copy(), list[Any]()
 
@@ -129,7 +121,7 @@ def gradient(kind, images, **options: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_gradient_is_the_same_and_every_term_has_a_part_in_it(images, name):
-    wanted, found = (gradient(kind, images, **CASES[name]) for kind in (FieldFit, OnTorch))
+    wanted, found = (gradient(kind, images, **CASES[name]) for kind in (FieldFit, FieldOnTorch))
     error = np.linalg.norm(found - wanted)
     assert error < 1e-4 * np.linalg.norm(wanted)
     without = {key: value for key, value in CASES[name].items() if key == "field"}
@@ -139,7 +131,7 @@ def test_a_gradient_is_the_same_and_every_term_has_a_part_in_it(images, name):
 
 def test_a_tensor_field_grows_on_a_device_as_on_the_cpu(images):
     trees = []
-    for kind in (FieldFit, OnTorch):
+    for kind in (FieldFit, FieldOnTorch):
         one = fit(kind, images, field="tensor")
         assert isinstance(one.field, TensorField)
         first = one.field.grid.tree.leaves
@@ -163,7 +155,7 @@ def test_no_step_waits_for_the_device(images, name, monkeypatch):
     monkeypatch.setattr(gpu_fit.OnDevice, "begin", begun)
     monkeypatch.setattr(gpu_fit.Replayed, "__call__", lambda self, key, step: step())
     monkeypatch.setattr("inrtomo.gpu.operations.has_triton", lambda device: False)
-    one = fit(OnTorch, images, **CASES[name])
+    one = fit(FieldOnTorch, images, **CASES[name])
     one.done_scales = 1  # gains are free
     stage: Any = one.stage(one.settings.schedule[-1])
     stage.step(1)
@@ -176,7 +168,7 @@ def test_no_step_waits_for_the_device(images, name, monkeypatch):
 def test_a_field_takes_what_is_reckoned(images, name, voxels_at_once, monkeypatch):
     monkeypatch.setattr("inrtomo.gpu.factors.VOXELS_AT_ONCE", voxels_at_once)
     monkeypatch.setattr("inrtomo.fields.network.CHUNK", voxels_at_once)
-    one = fit(OnTorch, images, field=name)
+    one = fit(FieldOnTorch, images, field=name)
     form, lattice = one.field.on_device("cpu"), one.lattice(1)
     parameters = torch.tensor(one.field.parameters())
     plan = form.plan(lattice, np.full(lattice.shape[:2], one.settings.levels))

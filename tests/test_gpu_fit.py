@@ -19,31 +19,16 @@ from inrtomo.align.motion import BlockSums, Motion
 from inrtomo.alignment import Alignment
 from inrtomo.gpu import fit as gpu_fit
 from inrtomo.gpu import operations
-from inrtomo.gpu.field_stage import DeviceFieldStage
-from inrtomo.gpu.fit import DeviceStage
 from inrtomo.gpu.motion import DeviceMotion, inverse
 from inrtomo.reconstruct.field import FieldFit, FieldSettings, Recording
 from tests.alignment_phantom import swaying_blobs
+from tests.on_torch import FieldOnTorch, OnTorch
+
+pytestmark = pytest.mark.usefixtures("plain_torch")
 
 SIZE, THICK = 24, 10
 TILTS = np.arange(-60.0, 61, 15)
 MOVING = (Scale(bin=2, steps=6, motion_from=3, warp_from=4), Scale(bin=1, steps=3, motion_from=1, warp_from=1))
-
-
-class OnTorch(JointFit):
-    def stage(self, scale):
-        return DeviceStage(self, scale)
-
-
-class FieldOnTorch(FieldFit):
-    def stage(self, scale):
-        return DeviceFieldStage(self, scale)
-
-
-@pytest.fixture(autouse=True)
-def plain_torch(monkeypatch):
-    """Not the interpreter, which would take hours."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 @pytest.fixture(scope="module")

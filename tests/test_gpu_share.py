@@ -10,19 +10,20 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from alignment_phantom import blob_series  # type: ignore[import-not-found]
 
-from inrtomo.align.joint import JointFit, JointSettings, Scale
+from inrtomo.align.joint import JointSettings, Scale
 from inrtomo.align.pipeline import align_series
 from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
 from inrtomo.device import choose_several
 from inrtomo.errors import InputError
-from inrtomo.gpu.field_stage import DeviceFieldStage
-from inrtomo.gpu.fit import DeviceStage
 from inrtomo.gpu.share import Share, followers
 from inrtomo.io.mrc import write_stack
 from inrtomo.reconstruct.ctf_correction import CtfOperator
-from inrtomo.reconstruct.field import FieldFit, FieldSettings, Priors, Recording
+from inrtomo.reconstruct.field import FieldSettings, Priors, Recording
 from inrtomo.tiltseries import open_tilt_series
+from tests.on_torch import FieldOnTorch, OnTorch
+
+pytestmark = pytest.mark.usefixtures("plain_torch")
 
 SIZE, TILTS = 16, np.arange(-60.0, 61, 24)
 SLABS = 3.2e6  # bytes: too little for all rows at once
@@ -32,22 +33,6 @@ SCHEDULE = (Scale(bin=2, steps=4, motion_from=1, warp_from=2),)
 gloo = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo here"
 )  # fmt: skip
-
-
-class OnTorch(JointFit):
-    def stage(self, scale):
-        return DeviceStage(self, scale)
-
-
-class FieldOnTorch(FieldFit):
-    def stage(self, scale):
-        return DeviceFieldStage(self, scale)
-
-
-@pytest.fixture(autouse=True)
-def plain_torch(monkeypatch):
-    """Not the interpreter, which would take hours."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 def fit():

@@ -12,6 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -214,6 +215,11 @@ DEVICE = click.option(
 MEMORY = _Memory()
 TILT_AXIS = _TiltAxis()
 TILT_LIST = _TiltList()
+
+
+def typed_options(context: click.Context) -> set[str]:
+    """Names of the options that were on the command line."""
+    return {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
 
 
 def echo_defaults(rows: Iterable[tuple[str, object, str]]) -> None:

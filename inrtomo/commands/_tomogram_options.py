@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from inrtomo.commands._aligned_stack import PIXEL_SIZE
 from inrtomo.commands._common import MEMORY, TILT_LIST
@@ -66,11 +65,6 @@ _RUN = (
     PIXEL_SIZE,
     click.option("--overwrite", is_flag=True, help="Replace files that exist."),
 )
-
-
-def typed_options(context: click.Context) -> set[str]:
-    """Names of the options that were on the command line."""
-    return {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
 
 
 def refuse_voltage(o: TomogramOptions, typed: set[str]) -> None:

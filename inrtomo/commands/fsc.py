@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from click.core import ParameterSource
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from inrtomo import __version__
-from inrtomo.commands._common import DEVICE, command, echo_defaults
+from inrtomo.commands._common import DEVICE, command, echo_defaults, typed_options
 from inrtomo.commands._volume_pair import Pair, as_images, as_volumes, read_mask, read_pair
 from inrtomo.device import choose
 from inrtomo.errors import InputError
@@ -198,8 +197,9 @@ def main(
 
 
 def _refuse_volume_options(context: click.Context) -> None:
+    typed = typed_options(context)
     for name in VOLUME_OPTIONS:
-        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+        if name in typed:
             raise InputError(f"--{name}: is for volumes, and these are images; leave it out")
 
 

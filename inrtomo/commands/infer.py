@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from inrtomo.commands._common import command
-from inrtomo.commands._tomogram_options import TomogramOptions, refuse_voltage, tomogram_options, typed_options
+from inrtomo.commands._common import command, typed_options
+from inrtomo.commands._tomogram_options import TomogramOptions, refuse_voltage, tomogram_options
 
 DEVICE_HELP = "auto, cpu, cuda or cuda:N."
 

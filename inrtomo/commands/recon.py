@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from inrtomo.commands._common import command
-from inrtomo.commands._tomogram_options import TomogramOptions, refuse_voltage, tomogram_options, typed_options
+from inrtomo.commands._common import command, typed_options
+from inrtomo.commands._tomogram_options import TomogramOptions, refuse_voltage, tomogram_options
 from inrtomo.errors import InputError
 from inrtomo.reconstruct.filters import FILTERS, RadialFilter
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from inrtomo.commands._common import command
+from inrtomo.commands._common import command, typed_options
 from inrtomo.commands.infer import DEVICE_HELP
 from inrtomo.errors import InputError
 
@@ -69,6 +68,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     o = Options(**options)
     if o.simulate == (o.pairs is not None):
         raise InputError("give either --simulate or --pairs LIST.star")
+    typed = typed_options(context)
     needless = [
         (SIMULATED_ALONE, o.pairs is not None, "is for --simulate"),
         (LISTED_ALONE, o.simulate, "is for --pairs"),
@@ -76,7 +76,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     ]
     for names, given, why in needless:
         for name in names if given else ():
-            if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            if name in typed:
                 raise InputError(f"--{name.replace('_', '-')}: {why}; leave it out")
     if o.rate is not None and not 0 < o.rate < 1:
         raise InputError(f"--rate {o.rate:g}: must be above 0 and below 1; {RATE:g} is usual")

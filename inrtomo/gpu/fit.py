@@ -1,9 +1,9 @@
 """One scale of a joint fit or of a field reconstruction on a device: the steps of `Stage`, on tensors that stay there.
 
 Images, weights, motion, field and moments are copied to the device when a scale begins and back when somebody asks.
-A step is recorded once as a CUDA graph and replayed; nothing within it waits for the host, and only its rate is handed
-in. Losses and the field are read every `STEPS_BETWEEN_READS` steps, losses at every one where they decide on the next
-(the last scale of a field reconstruction).
+A step is recorded once as a CUDA graph and replayed; nothing within it waits for the host, and only what `prepare`
+hands in differs. Losses are read a step late, every `STEPS_BETWEEN_READS` steps or, where they decide on the next (the
+last scale of a field reconstruction), at every one; the field is read when it is looked at.
 """
 
 from __future__ import annotations

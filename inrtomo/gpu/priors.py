@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inrtomo.priors import axis_weights, rings_of, soft_profile, wedge_weights
+from inrtomo.priors import rings_of, soft_profile, wedge_weights
 
 Array = NDArray[np.floating[Any]]
 Tensor = torch.Tensor
@@ -48,8 +48,7 @@ class IsotropicSlope:
 
     def __init__(self, shape: tuple[int, int, int], device: str, dtype: torch.dtype = torch.float32) -> None:
         nz, nx, ny = shape
-        ring, share, twice = rings_of((nx, ny))
-        weight = axis_weights((nx, ny))
+        ring, share, twice, weight = rings_of((nx, ny))
         self._share, self._weight, self._twice = (
             torch.tensor(values.ravel(), dtype=dtype, device=device) for values in (share, weight, twice)
         )

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import library
 
-library = torch.library.Library("fake_gpu", "FRAGMENT")
+operations = library.Library("fake_gpu", "FRAGMENT")
 N_DEVICES = 2
 FREE_BYTES = 8 << 30
 
@@ -64,8 +65,8 @@ def join_through_gloo() -> None:
     dist: Any = torch.distributed
     begin, add_up = dist.init_process_group, dist.all_reduce
     # as an operation of torch it is recorded with the others
-    library.define("add_up(Tensor(a!) values) -> ()")
-    library.impl("add_up", lambda values: add_up(values) and None, "CPU")
+    operations.define("add_up(Tensor(a!) values) -> ()")
+    operations.impl("add_up", lambda values: add_up(values) and None, "CPU")
     dist.is_backend_available = lambda name: True
     dist.init_process_group = lambda backend, **named: begin("gloo", **named)
     dist.all_reduce = torch.ops.fake_gpu.add_up
