@@ -164,6 +164,11 @@ def test_tilt_axis_that_is_no_angle(inr: Inr, stack: WriteStack, axis: str) -> N
     assert_refused(inr("align", path, "--tilt-axis", axis, "-o", path.parent / "out"), "--tilt-axis")
 
 
+@pytest.mark.parametrize("size", ["much", "0", "-1G"])
+def test_memory_that_is_no_size(inr: Inr, stack: WriteStack, size: str) -> None:
+    assert_refused(align(inr, stack(), "--memory", size), "4G")
+
+
 def test_tilt_axis_turned_by_180_degrees_is_said(inr: Inr, tiny_series: Path, tmp_path: Path) -> None:
     """The images alone cannot tell it (the tomogram comes out mirrored), but the .mdoc beside them can."""
     stack = tiny_series / "ts.mrc"

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_every_line_runs() -> None:
-    names = tuple(dict.fromkeys(n for size in commands.SIZES.values() for n in size.lines if "memory" not in n))
+    names = tuple(dict.fromkeys(n for size in commands.SIZES.values() for n in size.lines))
     found = dict(commands.timed(commands.Size(48, 15, 11, names), "cpu"))
     assert len(found) == len(names) + 1 and all(seconds > 0 for seconds in found.values())
 

@@ -116,7 +116,7 @@ def test_a_step_of_the_fit_stays_within_the_bound(share, monkeypatch):
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(GridExecutor, "__call__", lambda *given, **named: None)
-    bound = share * least_bytes(stage_within, r"--memory 1e-09: .* GB on the GPU; give that")
+    bound = share * least_bytes(stage_within, r"--memory 9.3e-10G: .*G on the GPU; give that")
     with Peak() as peak:
         stage = stage_within(bound)
         for step in range(2):

@@ -99,7 +99,7 @@ class JointSettings:
     motion_rate: float = 0.5
     held_out: float = 0.03
     fit_motion: bool = True
-    memory_bytes: float = 1.0e9
+    memory_bytes: float = 2.0**30
     seed: int = 0
     device: str = "cpu"
     shared: bool = False

@@ -41,7 +41,7 @@ class AlignSettings:
     warp: str = "bicubic"
     loss: str = "l2"
     working_size: int = 640
-    memory_bytes: float = 1.0e9
+    memory_bytes: float = 2.0**30
     seed: int = 0
     device: str = "cpu"
     others: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ from inrtomo import __version__
 from inrtomo.align.checkpoint import check_unfinished
 from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
-from inrtomo.commands._common import TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
+from inrtomo.commands._common import MEMORY, TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
 from inrtomo.device import choose_several, memory_bound, peak_device_bytes
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_alignment
@@ -85,9 +85,8 @@ OTHER_WAY_DEG = 135.0  # between two tilt axes: one of them points the wrong way
 )
 @click.option(
     "--memory",
-    type=click.FloatRange(0.1),
-    metavar="GB",
-    help=f"For one batch of tilts; on a GPU for all it holds.  [default: {_D.memory_bytes / 1e9:g}; most of a GPU's]",
+    type=MEMORY,
+    help=f"For a batch of tilts; on a GPU for all it holds.  [default: {_D.memory_bytes / 2**30:g}G; most of a GPU's]",
 )
 @click.option("--seed", type=int, default=_D.seed, help="Of everything random.")
 @click.option(
@@ -154,7 +153,7 @@ def main(
         warp=warp,
         loss=loss,
         working_size=working_size,
-        memory_bytes=memory_bound((computing, *others), None if memory is None else memory * 1e9, _D.memory_bytes),
+        memory_bytes=memory_bound((computing, *others), memory, _D.memory_bytes),
         seed=seed,
         device=computing.name,
         others=tuple(other.name for other in others),
@@ -182,8 +181,8 @@ def main(
     seconds = "  ".join(f"{stage} {value:.0f} s" for stage, value in result.seconds.items())
     click.echo(f"{seconds}  peak memory {result.peak_memory_bytes / 2**30:.2f} GiB")
     if computing.is_gpu:
-        peak, bound = peak_device_bytes(computing.name) / 1e9, settings.memory_bytes / 1e9
-        click.echo(f"peak memory of {computing.name} {peak:.2f} GB of {bound:.2f}")
+        peak, bound = peak_device_bytes(computing.name) / 2**30, settings.memory_bytes / 2**30
+        click.echo(f"peak memory of {computing.name} {peak:.2f} of {bound:.2f} GiB")
 
 
 # --- input ---------------------------------------------------------------------------------------------------------

@@ -327,8 +327,8 @@ class DeviceStage(OnDevice):
         needed = held + block_sums + max(per_tilt, own.form.backward_bytes(self.planned))
         if needed > bound:
             raise InputError(
-                f"--memory {bound / 1e9:.3g}: too little for images binned by {self.data.bin}, which need "
-                f"{needed / 1e9 + 0.05:.1f} GB on the GPU; give that, or bin more (--working-size in inr-align)"
+                f"--memory {bound / 2**30:.2g}G: too little for images binned by {self.data.bin}, which need "
+                f"{needed / 2**30 + 0.05:.1f}G on the GPU; give that, or bin more (--working-size in inr-align)"
             )
         batch = int((bound - held - block_sums) // per_tilt)
         return [slice(first, min(first + batch, n)) for first in range(0, n, batch)]

@@ -61,7 +61,7 @@ def timed(size: Size, device: str) -> Iterator[tuple[str, float]]:
     """Name and wall seconds of each line, and ``..., peak GB`` where the command reports memory of the device."""
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
-        stack, truth = _series(size, made)
+        stack, truth = made_series(size, made)
         for name in size.lines:
             command, *options = name.split()
             out = _output(made, name)
@@ -115,8 +115,8 @@ def _output(folder: Path, name: str) -> Path:
     return folder / name.replace(" ", "_")
 
 
-def _series(size: Size, folder: Path) -> tuple[Path, Path]:
-    """The stack and an alignment of it."""
+def made_series(size: Size, folder: Path) -> tuple[Path, Path]:
+    """The stack, and an alignment of it, in a folder."""
     side, step = size.side // size.enlarged, 120 / (size.tilts - 1)
     thickness_nm = size.thickness / size.enlarged  # at 10 Å/px
     options = ("--thickness", thickness_nm, "--tilt-range", 60, "--tilt-step", step)
