@@ -62,6 +62,29 @@ def _features(tables, base, width, run, mask, used, cz, fz, cx, fx, cy, fy):
 
 
 @triton.jit
+def _features_backward(tables, grad_tables, own, alone, base, width, run, mask, used, d, cz, fz, cx, fx, cy, fy):
+    """Derivatives of `_features` along z, x and y, per cell; its gradient ``d`` is added to the tables' gradient.
+
+    Columns that are ``alone`` add to ``own`` instead, a private copy.
+    """
+    sz, sx, sy = tl.zeros_like(d), tl.zeros_like(d), tl.zeros_like(d)
+    for edge in range(4):
+        dz, dx = edge // 2, edge % 2
+        wz, wx = tl.where(dz == 1, fz, 1.0 - fz), tl.where(dx == 1, fx, 1.0 - fx)
+        for dy in tl.static_range(2):
+            wy = fy if dy else 1.0 - fy
+            at = base + _entry(cz + dz, cx + dx, cy + dy, width, run, mask)
+            entry = tl.load(tables + at, mask=used, other=0.0)
+            sz += entry * wx * wy * (2.0 * dz - 1.0)
+            sx += entry * wz * wy * (2.0 * dx - 1.0)
+            sy += entry * wz * wx * (2.0 * dy - 1.0)
+            part = d * wz * wx * wy
+            tl.atomic_add(own + at, part, mask=used & alone, sem="relaxed")
+            tl.atomic_add(grad_tables + at, part, mask=used & (alone == 0), sem="relaxed")
+    return sz, sx, sy
+
+
+@triton.jit
 def _product(a, b, HALF: tl.constexpr):
     """Matrix product in float32; operands in half precision if asked for."""
     if HALF:
@@ -372,10 +395,16 @@ def hashed_runs(
 
 
 @triton.jit
-def _place(points, point, seen, axis: tl.constexpr, origin, spacing, geometry, level):
-    """Cells and fractions of points along an axis in every column's level, ``(BLOCK, K)``."""
+def _point(points, point, seen, axis: tl.constexpr):
+    """One coordinate of points ``(n, 3)``."""
+    return tl.load(points + point * 3 + axis, mask=seen, other=0.0)
+
+
+@triton.jit
+def _place(coordinate, axis: tl.constexpr, origin, spacing, geometry, level):
+    """Cells and fractions of coordinates along an axis in every column's level, ``(BLOCK, K)``."""
     size = tl.load(geometry + level * COLUMNS + 2 + axis)[None, :]
-    p = tl.load(points + point * 3 + axis, mask=seen, other=0.0)[:, None] - tl.load(origin + axis)
+    p = coordinate[:, None] - tl.load(origin + axis)
     p = tl.minimum(tl.maximum(p / tl.load(spacing + level)[None, :], 0.0), (size - 1).to(tl.float32))
     cell = tl.minimum(p.to(tl.int32), size - 2)
     return cell, p - cell.to(tl.float32)
@@ -392,9 +421,9 @@ def points_forward(
     seen = point < n
     level, real, base, width, run, mask = _columns(geometry, K, F, ACTIVE)
     weight = tl.load(level_weights + level, mask=real, other=0.0)
-    cz, fz = _place(points, point, seen, 0, origin, spacing, geometry, level)
-    cx, fx = _place(points, point, seen, 1, origin, spacing, geometry, level)
-    cy, fy = _place(points, point, seen, 2, origin, spacing, geometry, level)
+    cz, fz = _place(_point(points, point, seen, 0), 0, origin, spacing, geometry, level)
+    cx, fx = _place(_point(points, point, seen, 1), 1, origin, spacing, geometry, level)
+    cy, fy = _place(_point(points, point, seen, 2), 2, origin, spacing, geometry, level)
     used = real[None, :] & seen[:, None]
     features = weight[None, :] * _features(tables, base, width, run, mask, used, cz, fz, cx, fx, cy, fy)
     value, h1, h2, h3 = _decode(features, weights, NIN, ACTIVE * F, WIDTH, HIDDEN, K, H, HALF)
@@ -422,9 +451,9 @@ def points_backward(
     for block in range(program, (n + BLOCK - 1) // BLOCK, programs):
         point = block * BLOCK + tl.arange(0, BLOCK)
         seen = point < n
-        cz, fz = _place(points, point, seen, 0, origin, spacing, geometry, level)
-        cx, fx = _place(points, point, seen, 1, origin, spacing, geometry, level)
-        cy, fy = _place(points, point, seen, 2, origin, spacing, geometry, level)
+        cz, fz = _place(_point(points, point, seen, 0), 0, origin, spacing, geometry, level)
+        cx, fx = _place(_point(points, point, seen, 1), 1, origin, spacing, geometry, level)
+        cy, fy = _place(_point(points, point, seen, 2), 2, origin, spacing, geometry, level)
         used = real[None, :] & seen[:, None]
         features = weight[None, :] * _features(tables, base, width, run, mask, used, cz, fz, cx, fx, cy, fy)
         value, h1, h2, h3 = _decode(features, weights, NIN, ACTIVE * F, WIDTH, HIDDEN, K, H, HALF)
@@ -434,20 +463,9 @@ def points_backward(
             NIN, ACTIVE * F, WIDTH, HIDDEN, K, H, HALF,
         )  # fmt: skip
         d = d * weight[None, :]
-        sz, sx, sy = tl.zeros_like(d), tl.zeros_like(d), tl.zeros_like(d)
-        for edge in range(4):
-            dz, dx = edge // 2, edge % 2
-            wz, wx = tl.where(dz == 1, fz, 1.0 - fz), tl.where(dx == 1, fx, 1.0 - fx)
-            for dy in tl.static_range(2):
-                wy = fy if dy else 1.0 - fy
-                at = base + _entry(cz + dz, cx + dx, cy + dy, width, run, mask)
-                entry = tl.load(tables + at, mask=used, other=0.0)
-                sz += entry * wx * wy * (2.0 * dz - 1.0)
-                sx += entry * wz * wy * (2.0 * dx - 1.0)
-                sy += entry * wz * wx * (2.0 * dy - 1.0)
-                part = d * wz * wx * wy
-                tl.atomic_add(own + at, part, mask=used & alone, sem="relaxed")
-                tl.atomic_add(grad_tables + at, part, mask=used & (alone == 0), sem="relaxed")
+        sz, sx, sy = _features_backward(
+            tables, grad_tables, own, alone, base, width, run, mask, used, d, cz, fz, cx, fx, cy, fy
+        )
         d = d / step[None, :]
         tl.store(grad_points + point * 3, tl.sum(d * sz, axis=1), mask=seen)
         tl.store(grad_points + point * 3 + 1, tl.sum(d * sx, axis=1), mask=seen)
