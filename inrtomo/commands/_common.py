@@ -209,12 +209,15 @@ class _Memory(click.ParamType):
         return size
 
 
-DEVICE = click.option(
-    "--device", default="cpu", metavar="auto|cpu|cuda[:N]", help="What computes; auto takes a GPU if there is one."
-)
 MEMORY = _Memory()
 TILT_AXIS = _TiltAxis()
 TILT_LIST = _TiltList()
+
+
+def device_option(default: str = "cpu", more: str = "") -> Callable[[Any], Any]:
+    """``--device``; ``more`` goes on with its help."""
+    said = f"What computes; auto takes a GPU if there is one{more}."
+    return click.option("--device", default=default, metavar="auto|cpu|cuda[:N]", help=said)
 
 
 def typed_options(context: click.Context) -> set[str]:

@@ -23,7 +23,7 @@ from inrtomo import __version__
 from inrtomo.align.checkpoint import check_unfinished
 from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
-from inrtomo.commands._common import MEMORY, TILT_AXIS, TILT_LIST, Progress, command, echo_defaults
+from inrtomo.commands._common import MEMORY, TILT_AXIS, TILT_LIST, Progress, command, device_option, echo_defaults
 from inrtomo.device import choose_several, memory_bound, peak_device_bytes
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_alignment
@@ -89,12 +89,7 @@ OTHER_WAY_DEG = 135.0  # between two tilt axes: one of them points the wrong way
     help=f"For a batch of tilts; on a GPU for all it holds.  [default: {_D.memory_bytes / 2**30:g}G; most of a GPU's]",
 )
 @click.option("--seed", type=int, default=_D.seed, help="Of everything random.")
-@click.option(
-    "--device",
-    default="cpu",
-    metavar="auto|cpu|cuda[:N]",
-    help="What computes; auto takes a GPU if there is one; cuda:0,cuda:1 share the fits.",
-)
+@device_option(more="; cuda:0,cuda:1 share the fits")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def main(

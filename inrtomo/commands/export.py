@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inrtomo import __version__
 from inrtomo.commands._aligned_stack import PIXEL_SIZE, AlignedStack, check_outputs, read_aligned_stack
-from inrtomo.commands._common import DEVICE, Progress, command, echo_defaults
+from inrtomo.commands._common import Progress, command, device_option, echo_defaults
 from inrtomo.device import choose
 from inrtomo.dose import RELATIVE_TO_300_KV
 from inrtomo.errors import InputError
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 @click.option("--dose-per-tilt", type=float, metavar="E/A2", help="Exposure of each image.  [default: from the .mdoc]")
 @click.option("--voltage", type=click.Choice([str(v) for v in RELATIVE_TO_300_KV]), default="300", metavar="KV")
 @PIXEL_SIZE
-@DEVICE
+@device_option()
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def main(
     stack: Path,

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inrtomo import __version__
-from inrtomo.commands._common import DEVICE, command, echo_defaults, typed_options
+from inrtomo.commands._common import command, device_option, echo_defaults, typed_options
 from inrtomo.commands._volume_pair import Pair, as_images, as_volumes, read_mask, read_pair
 from inrtomo.device import choose
 from inrtomo.errors import InputError
@@ -82,7 +82,7 @@ LIKENESS = {
 @click.option("--frc", "images", is_flag=True, help="Sections are images: Fourier rings of each and of all.")
 @click.option("--pixel-size", type=float, metavar="A", help="Å per voxel.  [default: the headers']")
 @click.option("--seed", type=int, default=0, help="Of the random phases.")
-@DEVICE
+@device_option()
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @click.pass_context
 def main(

@@ -8,10 +8,8 @@ from typing import Any
 
 import click
 
-from inrtomo.commands._common import command, typed_options
+from inrtomo.commands._common import command, device_option, typed_options
 from inrtomo.commands._tomogram_options import TomogramOptions, refuse_voltage, tomogram_options
-
-DEVICE_HELP = "auto, cpu, cuda or cuda:N."
 
 
 @command("inr-infer", context_settings={"show_default": True})
@@ -22,7 +20,7 @@ DEVICE_HELP = "auto, cpu, cuda or cuda:N."
         metavar="FILE",
         help="Of inr-train, with its card beside it.  [default: those that came with the package]",
     ),
-    click.option("--device", default="auto", help=DEVICE_HELP),
+    device_option("auto"),
 )
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:

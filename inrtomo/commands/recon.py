@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from inrtomo.commands._common import command, typed_options
+from inrtomo.commands._common import command, device_option, typed_options
 from inrtomo.commands._tomogram_options import TomogramOptions, refuse_voltage, tomogram_options
 from inrtomo.errors import InputError
 from inrtomo.reconstruct.filters import FILTERS, RadialFilter
@@ -89,12 +89,7 @@ OWN_OPTIONS = {
     click.option("--mask-gold", is_flag=True, help="Rays through gold beads do not count."),
     click.option("--seed", type=int, default=0, help="field: of everything random."),
     click.option("--resume", is_flag=True, help="field: go on with an interrupted run."),
-    click.option(
-        "--device",
-        default="cpu",
-        metavar="auto|cpu|cuda[:N]",
-        help="What computes; auto takes a GPU if there is one; field: cuda:0,cuda:1 share the fits.",
-    ),
+    device_option(more="; field: cuda:0,cuda:1 share the fits"),
 )
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from inrtomo.commands._common import command, typed_options
-from inrtomo.commands.infer import DEVICE_HELP
+from inrtomo.commands._common import command, device_option, typed_options
 from inrtomo.errors import InputError
 
 OUTPUTS = ("haar", "pixel")
@@ -54,7 +53,7 @@ FRESH_ALONE = ("form", "width", "depth")
 )
 @click.option("--workers", type=click.IntRange(1), default=1, help="--simulate: processes that make pairs.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of specimens, noise, batches and first weights.")
-@click.option("--device", default="auto", help=DEVICE_HELP)
+@device_option("auto")
 @click.option("--resume", is_flag=True, help="Go on with what is in the folder, if anything is.")
 @click.option("--overwrite", is_flag=True, help="Start anew in a folder that holds results.")
 @click.pass_context
