@@ -27,10 +27,11 @@ F64 = NDArray[np.float64]
 Tensor = torch.Tensor
 
 TILTS = np.linspace(-60, 60, 61)
-EVERY = 20  # of the tilts is fused: 4 of 61, since all take many seconds
+EVERY = 20  # of the tilts is fused: 4 of 61, since all would take minutes
 MARGIN = 3  # rows and columns around the view, for the cubic reading
 STEP = 1.0
 WARP_PX = 1.5
+OFF_PX = 0.25  # of all pixels, from the vertices of the field, where its gradients jump
 DECODERS: dict[str, dict[str, Any]] = {
     "6 levels x 2, 16 wide": {"levels": 6, "features": 2, "width": 16, "hidden": 1},
     "8 levels x 4, 2 x 64 wide": {"levels": 8, "features": 4, "width": 64, "hidden": 2},
@@ -63,7 +64,7 @@ class Slab:
 
     def places(self, warp_px: float) -> tuple[F64, F64]:
         """Where its pixels look, u and y ``(tilts, size, size)``; u ``(tilts, size, 1)`` without a warp."""
-        n, centred = len(self.tilt_deg), centred_coordinates(self.size)
+        n, centred = len(self.tilt_deg), centred_coordinates(self.size) + OFF_PX
         y = np.broadcast_to(centred, (n, self.size, self.size))
         u = np.broadcast_to(centred[:, None], (n, self.size, 1))
         return (u + warp_px * np.sin(y / 40), y + warp_px * np.cos(u / 40)) if warp_px else (u, y)
