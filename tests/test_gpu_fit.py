@@ -18,7 +18,7 @@ from inrtomo.align.joint import JointFit, JointSettings, Scale
 from inrtomo.align.motion import BlockSums, Motion
 from inrtomo.alignment import Alignment
 from inrtomo.gpu import fit as gpu_fit
-from inrtomo.gpu import operations
+from inrtomo.gpu import operations, room
 from inrtomo.gpu.motion import DeviceMotion, inverse
 from inrtomo.reconstruct.field import FieldFit, FieldSettings, Recording
 from tests.alignment_phantom import swaying_blobs
@@ -55,7 +55,7 @@ def alignment(shift=0.0):
 )
 def test_a_joint_fit_takes_the_same_steps(images, settings, monkeypatch):
     if "memory_bytes" in settings:  # in batches of some tilts
-        monkeypatch.setattr(gpu_fit, "PIXEL_FLOATS", 900)
+        monkeypatch.setattr(room, "PIXEL_FLOATS", 900)
     if settings.get("field") == "mlp":
         monkeypatch.setattr(joint, "make_field", partial(joint.make_field, features=8, width=16))
     settings = JointSettings(levels=3, control_points=3, schedule=MOVING, held_out=0.1, **settings)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from inrtomo.align.windows import Band, Window
 from inrtomo.alignment import Alignment
 from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
-from inrtomo.gpu import fit as gpu_fit
+from inrtomo.gpu import room
 from inrtomo.gpu.early import DeviceWork
 from inrtomo.gpu.field_stage import DeviceFieldStage
 from inrtomo.gpu.fit import DeviceStage
@@ -127,6 +128,32 @@ def test_a_step_of_the_fit_stays_within_the_bound(share, monkeypatch):
     assert (0 if share == 10 else 0.6 * bound) < peak.bytes <= bound
 
 
+def test_too_little_for_the_last_scale_is_said_before_the_first(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    scales = (Scale(bin=2, steps=4, motion_from=0, warp_from=0), Scale(bin=1, steps=4, motion_from=0, warp_from=0))
+
+    def with_bound(size):
+        joint = fit(size)
+        joint.settings = replace(joint.settings, schedule=scales)
+        return joint
+
+    of_scales = [
+        least_bytes(lambda size, scale=scale: DeviceStage(with_bound(size), scale), f"binned by {scale.bin}, which")
+        for scale in scales
+    ]
+    assert 1.5 * of_scales[0] < of_scales[1]
+    whole = least_bytes(lambda size: room.refuse_too_little(with_bound(size)), "binned by 1, which")
+    assert whole == pytest.approx(of_scales[1], rel=2e-3)
+
+    joint = with_bound(1.1 * of_scales[0])
+    joint.settings = replace(joint.settings, device="cuda:0")
+    checked = room.refuse_too_little
+    monkeypatch.setattr(room, "refuse_too_little", lambda fit: checked(with_bound(fit.settings.memory_bytes)))
+    with pytest.raises(InputError, match="binned by 1, which"):
+        joint.run()
+    assert joint.losses == []
+
+
 def reconstruction(field, terms, memory_bytes):
     images = np.random.default_rng(0).normal(size=(len(TILTS), SIZE, SIZE)).astype(np.float32)
     alignment = Alignment.identity(TILTS, (SIZE, SIZE), 0.0, 10.0)
@@ -220,7 +247,7 @@ def test_a_batch_of_tilts_takes_what_was_reckoned(monkeypatch):
         for n in (1, 4, 9):
             before = peak.bytes = peak.held
             stage.data_gradient(torch.zeros((n, stage.n_u, stage.lattice.shape[2])), slice(0, n), True, sums)
-            reckoned = 4 * n * (gpu_fit.PIXEL_FLOATS * image + 2 * plane)
+            reckoned = 4 * n * (room.PIXEL_FLOATS * image + 2 * plane)
             assert 0.6 * reckoned < peak.bytes - before <= reckoned
 
 

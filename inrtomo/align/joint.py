@@ -217,6 +217,11 @@ def _standardised_on(device: str, images: F32, factor: int) -> tuple[F32, Array]
     return standardised(images, factor, device)
 
 
+def motion_block(bin: int) -> int:
+    """Pixels along each side of the blocks over which gradients of the motion are summed."""
+    return max(2, HELD_BLOCK_PX // bin)
+
+
 def half_reach(alignment: Alignment) -> tuple[float, float]:
     """Half-widths (u, v; raw px) of the aligned views of a fit, a margin around them included."""
     half_u, half_v = aligned_half_size(alignment)
@@ -276,6 +281,14 @@ class JointFit:
             return Lattice(spacing, (nz, nx, ny), (z, x, y))
         return lattice_of_rays(self.tilts, (self.half_u, self.half_v), self.half_z, spacing)
 
+    def n_u(self, bin: int) -> int:
+        """Rays of a projection across the axis."""
+        return 2 * int(np.ceil(self.half_u / bin)) + 1
+
+    def active_levels(self, bin: int) -> float:
+        """Levels of the field that a scale has a use for."""
+        return max(1.0, self.settings.levels - float(np.log2(bin / self.settings.schedule[-1].bin)))
+
     @property
     def moving_bin(self) -> int:
         """The finest scale that moves the views, or the last one where none does."""
@@ -311,6 +324,10 @@ class JointFit:
 
     def run(self, on_step: Callable[[JointFit], None] | None = None) -> JointResult:
         """Fit through all scales, from wherever the state is; ``on_step`` sees it after every step."""
+        if self.settings.device != "cpu":
+            from inrtomo.gpu.room import refuse_too_little
+
+            refuse_too_little(self)
         if self.settings.shared:
             from inrtomo.gpu.share import announce
 
@@ -390,8 +407,7 @@ class Stage:
         s = fit.settings
         self.data = data = scaled_data(fit.images, fit.weight, scale.bin, fit.held_blocks, s.device)
         self.lattice = fit.lattice(scale.bin)
-        self.n_u = 2 * int(np.ceil(fit.half_u / scale.bin)) + 1
-        self.active = max(1.0, s.levels - np.log2(scale.bin / s.schedule[-1].bin))
+        self.n_u, self.active = fit.n_u(scale.bin), fit.active_levels(scale.bin)
         fit.adam.rates.update(fit.field.rates(fit.field_rate, self.active))
         # binning changes the noise unit of the images and the length of a lattice step: the density keeps its unit
         self.amplitude = fit.unit / (data.noise / scale.bin)
@@ -528,7 +544,7 @@ class Stage:
         scale = r.scale[:, None, None]
         if with_motion:
             per_px = scale * (r.weight > 0) / np.float32(self.lattice.spacing)
-            block = max(2, HELD_BLOCK_PX // data.bin)
+            block = motion_block(data.bin)
             total.blocks.append(BlockSums.of(weighted, r.slope_u * per_px, r.slope_v * per_px, data.x, data.y, block))
         return spread_at(self.imaged_adjoint(weighted * scale, part), r.u, r.v, r.shape)
 

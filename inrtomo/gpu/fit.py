@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inrtomo.align.joint import HELD_BLOCK_PX, JointFit, Scale, Stage
-from inrtomo.errors import InputError
+from inrtomo.align.joint import HELD_BLOCK_PX, JointFit, Scale, Stage, motion_block
 from inrtomo.gpu import operations
 from inrtomo.gpu.geometry import TiltGeometry
 from inrtomo.gpu.judging import Judge, judge_of
 from inrtomo.gpu.motion import DeviceMotion, inverse
 from inrtomo.gpu.on_its_way import OnItsWay
+from inrtomo.gpu.room import Room
 from inrtomo.gpu.share import Share
 from inrtomo.projection import Lattice
 
@@ -31,8 +31,6 @@ F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
 
 STEPS_BETWEEN_READS = 8
-PARAMETER_COPIES = 5  # gradient, two moments, and one while the field is evaluated by itself
-PIXEL_FLOATS = 28  # that a pixel of a batch of tilts takes: its place under the warp, mostly
 
 
 class Replayed:
@@ -160,7 +158,7 @@ class OnDevice(Stage):
 
         self.images, self.fitted, self.held = tensor(data.images), tensor(data.fit), tensor(data.held)
         self.basis, self.gain = tensor(self.background), tensor(fit.gain)
-        self.motion = DeviceMotion(fit.motion, data.x, data.y, max(2, HELD_BLOCK_PX // data.bin), self.device)
+        self.motion = DeviceMotion(fit.motion, data.x, data.y, motion_block(data.bin), self.device)
         self.rate_now = torch.ones((), dtype=torch.float64, device=self.device)
         self.totals = torch.zeros(4, dtype=torch.float64, device=self.device)
         self._unread: list[tuple[int, OnItsWay]] = []
@@ -319,18 +317,9 @@ class DeviceStage(OnDevice):
         Raises:
             InputError: not even one tilt at a time does.
         """
-        n, bound, image = len(self.fit.tilts), self.fit.settings.memory_bytes, self.data.images[0].size
-        voxels, own = int(np.prod(self.lattice.shape)), self.field
-        held = 4 * (3 * n * image + self.background.size + PARAMETER_COPIES * own.parameters.numel() + 2 * voxels)
-        block_sums = 8 * n * len(self.motion.points) * 5
-        per_tilt = 4 * (PIXEL_FLOATS * image + 2 * self.n_u * self.lattice.shape[2])
-        needed = held + block_sums + max(per_tilt, own.form.backward_bytes(self.planned))
-        if needed > bound:
-            raise InputError(
-                f"--memory {bound / 2**30:.2g}G: too little for images binned by {self.data.bin}, which need "
-                f"{needed / 2**30 + 0.05:.1f}G on the GPU; give that, or bin more (--working-size in inr-align)"
-            )
-        batch = int((bound - held - block_sums) // per_tilt)
+        n = len(self.fit.tilts)
+        room = Room.of(self.fit, self.data.bin, self.field.form, self.planned)
+        batch = room.tilts_within(self.fit.settings.memory_bytes)
         return [slice(first, min(first + batch, n)) for first in range(0, n, batch)]
 
     def held_out_map(self, rho: F32) -> Array:

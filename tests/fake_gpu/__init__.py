@@ -48,7 +48,7 @@ def install() -> None:
     cuda.device_count = lambda: N_DEVICES
     cuda.get_device_properties = lambda *_: properties
     cuda.mem_get_info = lambda *_: (FREE_BYTES, 2 * FREE_BYTES)
-    cuda.max_memory_allocated = lambda *_: 0
+    cuda.max_memory_allocated = lambda name: torch.ops.fake_gpu.most_held(torch.device(name).index)
     cuda.current_device = torch.ops.fake_gpu.current
     cuda._exchange_device = cuda._maybe_exchange_device = torch.ops.fake_gpu.exchange
     cuda.set_device = lambda device: torch.ops.fake_gpu.exchange(cuda._utils._get_device_index(device))

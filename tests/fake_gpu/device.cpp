@@ -11,6 +11,9 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <array>
+#include <atomic>
 #include <set>
 #include <string>
 #include <vector>
@@ -21,12 +24,34 @@ constexpr auto GPU = c10::DeviceType::CUDA;
 constexpr c10::DeviceIndex N_DEVICES = 2;
 thread_local c10::DeviceIndex current = 0;
 
+// Bytes held by tensors of each device, and the most so far.
+std::array<std::atomic<int64_t>, N_DEVICES> held, most;
+
+// What keeps a piece of the host's memory for as long as the device has it, counted.
+template <typename Owner>
+struct Kept {
+  Owner owner;
+  int64_t bytes;
+  c10::DeviceIndex device;
+
+  Kept(Owner owned, size_t size, c10::DeviceIndex index)
+      : owner(std::move(owned)), bytes(static_cast<int64_t>(size)), device(index) {
+    const int64_t now = held[device] += bytes;
+    most[device] = std::max(most[device].load(), now);
+  }
+  ~Kept() { held[device] -= bytes; }
+
+  static c10::DataPtr of(void* data, Owner owned, size_t size, c10::DeviceIndex index) {
+    return {data, new Kept(std::move(owned), size, index), [](void* kept) { delete static_cast<Kept*>(kept); },
+            {GPU, index}};
+  }
+};
+
 struct Memory final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     auto host = at::getCPUAllocator()->allocate(bytes);
     void* data = host.get();
-    auto* context = new c10::DataPtr(std::move(host));
-    return {data, context, [](void* held) { delete static_cast<c10::DataPtr*>(held); }, {GPU, current}};
+    return Kept<c10::DataPtr>::of(data, std::move(host), bytes, current);
   }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
@@ -112,8 +137,7 @@ at::Tensor on_host(const at::Tensor& tensor) {
 // What the CPU allocated, as the device's.
 c10::Storage taken_over(const at::Tensor& tensor, c10::Device device) {
   const auto& own = tensor.storage();
-  auto* held = new c10::Storage(own);
-  c10::DataPtr data(own.mutable_data(), held, [](void* old) { delete static_cast<c10::Storage*>(old); }, device);
+  auto data = Kept<c10::Storage>::of(own.mutable_data(), own, own.nbytes(), device.index());
   return c10::Storage(c10::Storage::use_byte_size_t(), own.nbytes(), std::move(data), &memory, /*resizable=*/true);
 }
 
@@ -357,4 +381,8 @@ TORCH_LIBRARY(fake_gpu, m) {
   m.def("arrive() -> ()", arrive);
   m.def("exchange(int index) -> int", exchange);
   m.def("current() -> int", [] { return static_cast<int64_t>(current); });
+  m.def("most_held(int index) -> int", [](int64_t index) { return most.at(index).load(); });
+  m.def("forget_most() -> ()", [] {
+    for (size_t k = 0; k < most.size(); k++) most[k] = held[k].load();
+  });
 }

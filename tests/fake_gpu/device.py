@@ -94,3 +94,16 @@ def test_copies_arrive_when_they_are_waited_for() -> None:
     assert not found.any()
     torch.cuda.synchronize()
     torch.testing.assert_close(found, HERE[1])
+
+
+def test_what_tensors_hold_is_counted() -> None:
+    torch.ops.fake_gpu.forget_most()
+    before = torch.cuda.max_memory_allocated(GPU)
+    one = torch.empty(1000, device=GPU)
+    two = one + 1
+    del one
+    three = two * 2
+    assert torch.cuda.max_memory_allocated(GPU) - before == 8000
+    del two, three
+    torch.ops.fake_gpu.forget_most()
+    assert torch.cuda.max_memory_allocated(GPU) == before
