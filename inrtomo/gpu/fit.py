@@ -56,7 +56,8 @@ class Replayed:
         else:
             if self._graph is None:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.device(self.device), torch.cuda.graph(graph):
+                # NCCL's own thread, and any other of the process, may ask the device something meanwhile
+                with torch.cuda.device(self.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     function()
                 self._graph = graph
             self._graph.replay()

@@ -111,7 +111,7 @@ class Event:
 
 
 @contextmanager
-def capture(graph: Graph) -> Iterator[None]:
+def capture(graph: Graph, capture_error_mode: str = "global") -> Iterator[None]:
     """In place of `torch.cuda.graph`."""
     graph.number = torch.ops.fake_gpu.begin()
     try:
