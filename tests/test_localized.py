@@ -66,6 +66,16 @@ def test_maps_read_by_interpolation_are_patches_cut_voxel_by_voxel(order: int, x
     assert errors[2] < 0.03 and errors[2] < 0.5 * errors[1] < 0.5 * errors[0], errors
 
 
+@pytest.mark.parametrize("scale", (FINE, *PYRAMID), ids=lambda scale: f"sigma {scale.sigma:g}")
+def test_maps_as_the_network_sees_them_are_patches_cut_voxel_by_voxel(scale: Scale) -> None:
+    """White noise is the worst case for linear interpolation between a map's samples."""
+    with noise_series() as tilts:
+        points = some_points(20)
+        exact = np.stack([patch_features(tilts, scale, point) for point in points])
+        error = features(tilts, scale, points) - exact
+    assert np.sqrt((error**2).mean()) < 0.12 * np.sqrt((exact**2).mean())
+
+
 def test_kernels_are_gaussian_derivatives() -> None:
     x = np.linspace(-9, 9, 37)
     scale = Scale(2.0, 2, 1.0)
