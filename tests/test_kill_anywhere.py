@@ -108,7 +108,7 @@ def test_train(smallest_series: Path, tmp_path: Path) -> None:
     pairs.write_text("data_\n\nloop_\n_inrStack #1\n_inrAlignment #2\n_inrReference #3\n" + 2 * row)
     args = ["--pairs", pairs, "--orientation", "xyz", "--width", 16, "--batch", 128, "--steps", 300, "--device", "cpu"]
     less = "import inrtomo.localized.training as t; t.SAVE_EVERY_S = 0.2; t.START_BLOCKS = 5000\n"
-    less += "import inrtomo.commands._train_run as r; r.LISTED_BLOCKS = 2000"
+    less += "import inrtomo.commands._listed_pairs as r; r.LISTED_BLOCKS = 2000"
     with Forks("train", "PROF", tmp_path / "log", ["inrtomo.commands._train_run"], less) as run:
         assert run([*args, "-o", tmp_path / "first"]).exit_code == 0, run.said()  # compiles what was not yet
         whole = run([*args, "-o", tmp_path / "whole"])

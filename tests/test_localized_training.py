@@ -238,9 +238,9 @@ def listed(series: Path, reference: str = "reference.mrc") -> Path:
 
 
 def test_train_on_pairs_then_fine_tune_then_infer(inr: Inr, series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inrtomo.commands import _train_run
+    from inrtomo.commands import _listed_pairs
 
-    monkeypatch.setattr(_train_run, "LISTED_BLOCKS", 3000)
+    monkeypatch.setattr(_listed_pairs, "LISTED_BLOCKS", 3000)
     truth, _ = read_volume(series / "ts_truth.mrc")
     write_volume(series / "reference.mrc", 7 - 3 * truth, 10.0)  # any grey scale, dark protein
     out = series / "trained"

@@ -20,25 +20,20 @@ import safetensors
 import torch
 
 from inrtomo import __version__
-from inrtomo.commands._aligned_stack import read_aligned_stack
 from inrtomo.commands._common import Progress, echo_defaults
+from inrtomo.commands._listed_pairs import fill_from_list, listed_rows
 from inrtomo.commands.train import FINE_RATE, RATE, Options
 from inrtomo.device import choose
 from inrtomo.errors import InputError
 from inrtomo.io.files import make_folder
-from inrtomo.io.mrc import read_volume
-from inrtomo.io.star import read_star
-from inrtomo.localized.cache import HELD_OUT_SEED, SampleCache, add_pair, simulate_into, simulating, wait_for
+from inrtomo.localized.cache import HELD_OUT_SEED, SampleCache, simulate_into, simulating, wait_for
 from inrtomo.localized.curve import write_curve
 from inrtomo.localized.network import Architecture
-from inrtomo.localized.pairs import HELD_OUT, SNR_DB, THICKNESS_PX, Pair, density_files, measured_pair
+from inrtomo.localized.pairs import HELD_OUT, SNR_DB, THICKNESS_PX, density_files
 from inrtomo.localized.training import Pool, Training, TrainingSettings, by_noise
 from inrtomo.localized.weights import Card, card_of, load_weights, save_weights, shipped_weights
 
 FIRST_PAIRS = 8  # before training starts; more come while it goes on
-LISTED_BLOCKS = 40000  # of each listed pair
-COLUMNS = ("inrStack", "inrAlignment", "inrReference")
-LISTED_HELD_OUT = 0.2  # of the listed pairs, at least one
 
 
 class Run:
@@ -64,7 +59,7 @@ class Run:
             self.model, _ = load_weights(self.start)
             self.architecture = self.model.architecture
         self.thickness = list(map(float, THICKNESS_PX)) if o.simulate else [np.inf, 0.0]
-        self.rows = [] if o.pairs is None else _listed(o.pairs)
+        self.rows = [] if o.pairs is None else listed_rows(o.pairs)
         make_folder(o.folder)
         if o.overwrite and not o.resume:
             for path in there:  # the checkpoint first, so that nothing goes on with what is only half removed
@@ -133,7 +128,7 @@ class Run:
     def data(self) -> Iterator[list[BaseProcess]]:
         """Fills the caches; processes that go on filling the one for training."""
         o = self.o
-        if o.simulate:
+        if o.pairs is None:
             with simulating(self.cache, self.architecture.output, 1 + 1000 * o.seed, o.densities, o.workers) as running:
                 click.echo(f"simulating {o.held_out} pairs for validation")
                 given = self.held_out, self.architecture.output, HELD_OUT_SEED + o.seed, o.densities, o.held_out
@@ -141,28 +136,8 @@ class Run:
                     simulate_into(*given, progress)
                 yield running
             return
-        blocks = self.architecture.blocks
-        apart = max(1, round(LISTED_HELD_OUT * len(self.rows)))
-        for k, row in enumerate(self.rows):
-            cache, number = (self.cache, k) if k < len(self.rows) - apart else (self.held_out, k)
-            name = f"{o.seed:06d}_{number:06d}.npz"
-            if not any(path.name == name for path in cache.paths()):
-                add_pair(cache, self.listed_pair(row), blocks, o.seed, number, LISTED_BLOCKS)
-            click.echo(f"{row['inrStack']}: {'for training' if cache is self.cache else 'for validation'}")
+        fill_from_list(o.pairs, self.rows, o.orientation, self.architecture.blocks, o.seed, self.cache, self.held_out)
         yield []
-
-    def listed_pair(self, row: dict[str, str]) -> Pair:
-        """A row of the list as a pair."""
-        base = self.o.pairs.parent if self.o.pairs is not None else Path()
-        stack, alignment, reference = (base / row[name] for name in COLUMNS)
-        given = read_aligned_stack(stack, alignment, None)
-        volume, _ = read_volume(reference)
-        if self.o.orientation == "imod":
-            volume = np.ascontiguousarray(volume.transpose(1, 0, 2)[::-1])
-        try:
-            return measured_pair(given.series.image, given.alignment, volume)
-        except InputError as error:
-            raise InputError(f"{reference}: {error}") from None
 
     def card(self, training: Training) -> Card:
         """How far it came."""
@@ -196,28 +171,3 @@ class Run:
                     "safetensors": safetensors.__version__}  # fmt: skip
         spans = {**training.pool.spans, "thickness": self.thickness}
         return Card(self.architecture.as_dict(), data, how, metrics, spans, versions)
-
-
-def _listed(path: Path) -> list[dict[str, str]]:
-    """Rows of a list of pairs, all files there.
-
-    Raises:
-        InputError: columns or files are missing, or it has fewer than two pairs.
-    """
-    for table in read_star(path).values():
-        if set(COLUMNS) <= set(table):
-            rows = [
-                dict(zip(COLUMNS, values, strict=True)) for values in zip(*(table[c] for c in COLUMNS), strict=True)
-            ]
-            break
-    else:
-        raise InputError(f"{path}: has no table with the columns {', '.join(COLUMNS)}; add them")
-    if len(rows) < 2:
-        raise InputError(f"{path}: {len(rows)} pair; at least two are needed, one of them for validation")
-    for row in rows:
-        for name in COLUMNS:
-            if not (path.parent / row[name]).exists():
-                raise InputError(
-                    f"{path}: {row[name]} ({name}) does not exist; paths are relative to the list's folder"
-                )
-    return rows

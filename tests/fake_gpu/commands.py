@@ -16,7 +16,7 @@ import pytest
 
 from inrtomo.align import joint
 from inrtomo.align.joint import JointSettings, Scale
-from inrtomo.commands import _train_run
+from inrtomo.commands import _listed_pairs
 from inrtomo.gpu import operations, share
 from inrtomo.gpu.fit import OnDevice
 from inrtomo.io.alignment_files import read_alignment
@@ -50,7 +50,7 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(JointSettings, "__init__", make)
     patch.setattr(joint, "FINISH_POINTS", 0)  # no last scale at full size, where only the density changes
     patch.setattr(field, "LEAST_GAIN", -np.inf)  # so few steps may find nothing
-    patch.setattr(_train_run, "LISTED_BLOCKS", 500)
+    patch.setattr(_listed_pairs, "LISTED_BLOCKS", 500)
 
 
 def follow(*given: Any) -> None:
