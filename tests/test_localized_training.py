@@ -210,15 +210,17 @@ def test_a_pair_is_sampled_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_molecules_that_results_are_on_are_never_learnt_from(tmp_path: Path) -> None:
-    for name in ("4cr2", "5MRC", "1abc"):
+    for name in ("4cr2", "5MRC", "3cf3_10A", "pdb1bxn", "EMD_4CR2", "1abc"):
         write_volume(tmp_path / f"{name}.mrc", np.ones((6, 6, 6), dtype=np.float32), 10.0)
     assert [path.stem for path in pairs.density_files(tmp_path)] == ["1abc"]
     there = pairs.densities_at(tmp_path, 20.0, tmp_path / "made")
     assert [path.name for path in there.iterdir()] == ["1abc.mrc"]
     assert read_volume(there / "1abc.mrc")[0].shape == (3, 3, 3)
     (tmp_path / "1abc.mrc").unlink()
-    with pytest.raises(InputError, match="holds no"):
+    with pytest.raises(InputError, match="pdb1bxn.mrc, and 4cr2, .* are kept out of training"):
         pairs.density_files(tmp_path)
+    with pytest.raises(InputError, match="holds no"):
+        pairs.density_files(tmp_path / "made")
 
 
 # --- commands ------------------------------------------------------------------------------------------------------

@@ -142,15 +142,20 @@ def seen_in_phase(image: F32, settings: SimulationSettings, defocus_um: float) -
 
 
 def density_files(densities: Path) -> list[Path]:
-    """The MRC files of a folder that may be learnt from.
+    """The MRC files of a folder that may be learnt from: no name holds that of one of `HELD_OUT`.
 
     Raises:
         InputError: there are none.
     """
-    found = sorted([*Path(densities).glob("*.mrc"), *Path(densities).glob("*.map")])
-    found = [path for path in found if path.stem.lower() not in HELD_OUT]
-    if not found:
+    there = sorted([*Path(densities).glob("*.mrc"), *Path(densities).glob("*.map")])
+    found = [path for path in there if not any(name in path.stem.lower() for name in HELD_OUT)]
+    if not there:
         raise InputError(f"{densities}: holds no .mrc or .map densities to learn from; give another folder")
+    if not found:
+        raise InputError(
+            f"{densities}: holds nothing but {', '.join(path.name for path in there)}, and {', '.join(HELD_OUT)} are "
+            "kept out of training for tests; add other densities"
+        )
     return found
 
 

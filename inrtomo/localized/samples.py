@@ -10,16 +10,19 @@ from numpy.typing import NDArray
 
 from inrtomo.geometry import centre_index
 from inrtomo.io.files import atomic_path
+from inrtomo.localized.bank import n_features
 from inrtomo.localized.blocks import Blocks
-from inrtomo.localized.by_torch import fetched
+from inrtomo.localized.inference import slab_rows
 from inrtomo.localized.pairs import Pair
 from inrtomo.localized.scaling import block_features, measured_scaling
-from inrtomo.localized.tilts import filtered_tilts
+from inrtomo.localized.tilts import FilteredTilts, filtered_tilts
+from inrtomo.reconstruct.slabs import ranges
 
 F16 = NDArray[np.float16]
 F32 = NDArray[np.float32]
 
 BLOCKS_OF_A_PAIR = 5000
+MEMORY_BYTES = 2.0**31  # as for a slab of inference: half of it is for maps, whatever the size of the images
 MOST = 6e4  # float16 ends there
 
 
@@ -58,8 +61,20 @@ def pair_samples(pair: Pair, blocks: Blocks, random: np.random.Generator, count:
     centres = np.stack([corners[:, k] + half - centre_index(shape[k]) for k in (2, 1, 0)], axis=1).astype(np.float32)
     with filtered_tilts(pair.images, pair.alignment, shape[0]) as tilts:
         scaling = measured_scaling(tilts, shape, pair.pixel_size_A)
-        features = fetched(scaling.scaled(block_features(tilts, centres, blocks), blocks.size))
+        features = scaling.scaled(_features(tilts, corners, centres, shape, blocks), blocks.size)
     target = blocks.cut(pair.reference, corners) / np.float32(scaling.unit)
     variance = float(pair.reference.var(dtype=np.float64)) / scaling.unit**2
     half_floats = [np.clip(a, -MOST, MOST).astype(np.float16) for a in (features, target)]
     return Samples(half_floats[0], half_floats[1], scaling.condition, variance)
+
+
+def _features(
+    tilts: FilteredTilts, corners: NDArray[np.int64], centres: F32, shape: tuple[int, int, int], blocks: Blocks
+) -> F32:
+    """As `block_features`, with the maps of one band of rows y after the other."""
+    features = np.empty((len(centres), n_features(blocks.size)), dtype=np.float32)
+    for rows in ranges(0, shape[1], slab_rows(tilts, shape[0], blocks, MEMORY_BYTES) * blocks.edge):
+        here = (corners[:, 1] >= rows.start) & (corners[:, 1] < rows.stop)
+        if here.any():
+            features[here] = block_features(tilts, centres[here], blocks)
+    return features
