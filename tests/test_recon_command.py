@@ -18,6 +18,7 @@ from inrtomo.reconstruct.field import FieldFit
 from tests.running import Inr, assert_refused
 
 OPTIONS = ("--thickness", 30, "--orientation", "xyz", "--bin", 2)
+VOXELS = ("--field", "voxel")
 
 
 @pytest.fixture
@@ -87,14 +88,45 @@ def test_field_keeps_the_contrast_of_the_images_unless_asked(inr: Inr, series: P
         file.set_data(1000 - mrcfile.read(series / "ts.mrc"))
         file.voxel_size = 10
     shutil.copy(series / "ts.rawtlt", series / "dark.rawtlt")
+    found = {}
     for contrast, sign in (("input", -1), ("positive", 1)):
         out = series / f"{contrast}.mrc"
-        options = (*OPTIONS, "--method", "field", "--contrast", contrast, "--field", "voxel")
+        options = (*OPTIONS, "--method", "field", "--contrast", contrast, *VOXELS)
         done = inr("recon", dark, series / "ts_truth.json", "-o", out, *options)
         assert done.exit_code == 0, done.output
         volume = read(out)
-        assert sign * cc(volume, truth_like(series, volume.shape)) > 0.1
+        found[contrast] = sign * volume
         assert volume.min() >= 0 if sign > 0 else volume.max() <= 0
+    bright = series / "bright.mrc"
+    given = (series / "ts.mrc", series / "ts_truth.json", "-o", bright, *OPTIONS)
+    done = inr("recon", *given, "--method", "field", *VOXELS)
+    assert done.exit_code == 0, done.output
+    for volume in found.values():
+        assert cc(volume, read(bright)) > 0.99
+
+
+@pytest.mark.parametrize("ctf", [(), ("--ctf", 3)])
+def test_phase_contrast_that_nobody_spoke_of_is_noted(
+    inr: Inr, series: Path, short: None, monkeypatch: pytest.MonkeyPatch, ctf: tuple[object, ...]
+) -> None:
+    monkeypatch.setattr("inrtomo.commands._recon_run.find_defocus", lambda images, pixel_size_A: 31_000.0)
+    given = (series / "ts.mrc", series / "ts_truth.json", "-o", series / "out.mrc", *OPTIONS)
+    done = inr("recon", *given, "--method", "field", *VOXELS, *ctf)
+    assert done.exit_code == 0, done.output
+    assert ("--ctf 3.1" in done.output) == (not ctf)
+
+
+def test_counts_are_fitted_as_counts(inr: Inr, tmp_path: Path, short: None) -> None:
+    words = "--size 48 48 --thickness 14 --tilt-step 7.5 --counts --dose 60 --shifts 0 --warp 0 --beads 0 --base ts"
+    assert inr("simulate", "-o", tmp_path, *words.split()).exit_code == 0
+    found = []
+    for loss in ("poisson", "heteroscedastic", "l2"):
+        out = tmp_path / f"{loss}.mrc"
+        given = (tmp_path / "ts.mrc", tmp_path / "ts_truth.json", "-o", out, "--contrast", "positive", "--bin", 2)
+        done = inr("recon", *given, "--orientation", "xyz", "--method", "field", "--loss", loss, *VOXELS)
+        assert done.exit_code == 0, done.output
+        found.append(cc(read(out), truth_like(tmp_path, read(out).shape)))
+    assert min(found[:2]) > 0.9 * found[2] > 0.5, found
 
 
 def test_sart_tv(inr: Inr, series: Path) -> None:
@@ -286,6 +318,7 @@ def test_a_checkpoint_of_something_else_is_refused(inr: Inr, series: Path, short
         (("--method", "field", "--prior", "boundary"), ("boundary", "tensor")),
         (("--method", "field", "--memory", "2M"), ("--memory",)),
         (("--method", "field", "--loss", "poisson"), ("poisson", "counts")),
+        (("--method", "field", "--loss", "poisson", "--ctf", 3), ("poisson", "--ctf")),
         (("--memory", "much"), ("much", "4G")),
         (("--ctf", 300), ("300", "um")),
         (("--ctf-mode", "wiener"), ("--ctf",)),

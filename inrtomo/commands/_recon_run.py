@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.align.checkpoint import Checkpoint, Fingerprint, Interrupts, check_unfinished
-from inrtomo.align.prepare import PrepareSettings
+from inrtomo.align.prepare import PrepareSettings, find_defocus
 from inrtomo.alignment import Alignment
 from inrtomo.commands._common import Progress
 from inrtomo.commands._tomogram_run import TOMOGRAM_SHARE, TomogramRun, polarity_of
@@ -186,9 +186,8 @@ class Run(TomogramRun[Options]):
     def iterated(self, source: Source, volume: Tomogram, progress: Progress, facts: dict[str, Any]) -> Alignment:
         """SIRT, SART with total variation, or a field; returns the alignment in use, excluded tilts in it."""
         o, field = self.o, self.o.method == "field"
-        settings = PrepareSettings(
-            polarity=self.polarity, restore=None if field and self.defoci is None else False, voltage_kV=o.voltage
-        )
+        # what --ctf does not ask for is not undone: images may have been corrected before
+        settings = PrepareSettings(polarity=self.polarity, restore=False, voltage_kV=o.voltage)
         tilts = prepared_tilts(self.reader(source), o.binning, settings, o.mask_gold, self.device.name)
         facts["prepared"] = tilts.prepared.notes
         for note in tilts.prepared.notes:
@@ -231,6 +230,10 @@ class Run(TomogramRun[Options]):
             o.field_kind, o.loss, self.priors, average=o.average, memory_bytes=self.device_memory, seed=o.seed,
             device=self.device.name, shared=bool(self.others),
         )  # fmt: skip
+        if o.loss in COUNT_KINDS and (self.defoci is not None or not tilts.prepared.counts):
+            why = "it does not go with --ctf" if self.defoci is not None else "these images are not camera counts"
+            raise InputError(f"--loss {o.loss}: {why}; use l2 or huber")
+        self.tell_of_phase_contrast(tilts)
         if o.refine:
             tilts = self.refined(source, tilts, height, progress, facts)
         first = 0.3 if o.refine else 0.0
@@ -289,6 +292,18 @@ class Run(TomogramRun[Options]):
         click.echo(f"note  refine: {facts['refined']}")
         return replace(tilts, alignment=alignment_from_dict(values))
 
+    def tell_of_phase_contrast(self, tilts: PreparedTilts) -> None:
+        """Say so where the images show a transfer function that nobody spoke of."""
+        pixel = tilts.alignment.pixel_size_A
+        if self.defoci is None and pixel is not None:
+            defocus = find_defocus(tilts.images, pixel)
+            if defocus is not None:
+                about = f"{defocus / 1e4:.1f}"
+                click.echo(
+                    f"note  the images look like phase contrast, about {about} um under focus; unless that was "
+                    f"corrected before, --ctf {about} (better: a file of CTFFIND) takes it into the fit"
+                )
+
     def recording(self, tilts: PreparedTilts, check: NDArray[np.float32] | None) -> Recording:
         """What the fit makes use of besides the images: CTF, counts, the other frames."""
         o, found = self.o, tilts.prepared
@@ -297,9 +312,6 @@ class Run(TomogramRun[Options]):
             transfer = partial(CtfOperator, tilts.alignment, _of_tilts(self.defoci, tilts.used), voltage_kV=o.voltage)
         if o.loss not in COUNT_KINDS:
             return Recording(transfer, check=check)
-        if not found.counts or found.restored_defocus_A is not None or self.defoci is not None:
-            why = "these images are not camera counts" if not found.counts else "the images were filtered for the CTF"
-            raise InputError(f"--loss {o.loss}: {why}; use l2 or huber")
         background, gain = found.background[tilts.used], found.gain[tilts.used]
         variance = (found.noise_sd[tilts.used] * gain) ** 2
         read, _ = read_noise(variance, background)
