@@ -36,16 +36,17 @@ def recon(
     threads: int,
     thickness_nm: float | None = None,
     more: Sequence[str] = (),
+    program: str = RECON,
 ) -> Measured:
     """Run the command for a method of `METHODS`: volume ``[z, y, x]`` in ``out``, protein bright.
 
-    Without a thickness the command takes the one that lies beside the alignment.
+    Without a thickness the command takes the one that lies beside the alignment. ``program`` is what Python runs.
 
     Raises:
         RuntimeError: with its last words, if it fails.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-c", RECON, str(stack), str(alignment), "-o", str(out), *METHODS[method]]
+    words = [sys.executable, "-c", program, str(stack), str(alignment), "-o", str(out), *METHODS[method]]
     words += ["--orientation", "xyz", "--contrast", "positive", "--overwrite"]
     words += [] if thickness_nm is None else ["--thickness", f"{thickness_nm:.6g}"]
     ran = run_measured([*words, *more], out.with_suffix(".log"), environment(threads))

@@ -18,7 +18,7 @@ import numba as nb
 from integration.benchmarks.alignment.case import ROOT
 from integration.benchmarks.alignment.run import seed_numbers
 from integration.benchmarks.alignment.series import SERIES
-from integration.benchmarks.reconstruction import known, real, shells, specimen, speed, spheres
+from integration.benchmarks.reconstruction import known, large, real, shells, specimen, speed, spheres
 from integration.benchmarks.reconstruction.jobs import Column, Job, Options, do, records, tables
 
 
@@ -36,6 +36,7 @@ PARTS = {
     "shells": Part(shells.jobs, shells.COLUMNS),
     "steps": Part(specimen.step_jobs, specimen.STEP_COLUMNS),
     "speed": Part(speed.jobs, speed.COLUMNS),
+    "large": Part(large.jobs, large.COLUMNS),
     "real": Part(real.jobs, real.COLUMNS),
 }
 DENSITIES = ROOT.parent / "shared" / "data" / "densities"
