@@ -57,6 +57,17 @@ def series(
     )
 
 
+@pytest.mark.parametrize("name", FILTERS)
+def test_the_radial_cutoff_falls_off_as_that_of_imod(name: str) -> None:
+    """By e at CUTOFF + FALLOFF, not by sqrt(e) as its manual's standard deviation would have it."""
+    tilts = np.arange(-60.0, 61, 10)
+    cut = RadialFilter(name, cutoff=0.25, falloff=0.125).weights(tilts, 64, 20.0)
+    whole = RadialFilter(name).weights(tilts, 64, 20.0)
+    np.testing.assert_allclose(cut[:, :17], whole[:, :17])
+    expected = whole[:, 16:17] * np.exp(-((np.arange(17) / 8) ** 2))  # 16 / 64 = CUTOFF, 8 / 64 = FALLOFF
+    np.testing.assert_allclose(cut[:, 16:], expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("x_tilt", [(0, 0), (4, 4), (2, 5)], ids=["no x-tilt", "common", "every tilt its own"])
 @pytest.mark.parametrize("axis_deg", [3.0, 86.3])
 def test_points_land_within_two_hundredths_of_a_pixel(axis_deg: float, x_tilt: tuple[float, float]) -> None:

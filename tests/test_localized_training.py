@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.image
 import mrcfile
 import numpy as np
 import pytest
@@ -21,16 +22,16 @@ from inrtomo.localized import pairs, scaling
 from inrtomo.localized.bank import n_features
 from inrtomo.localized.blocks import OUTPUTS, Blocks
 from inrtomo.localized.cache import SampleCache, wait_for
-from inrtomo.localized.network import Architecture, LocalizedMlp, densities
+from inrtomo.localized.curve import write_curve
+from inrtomo.localized.network import Architecture, LocalizedMlp
 from inrtomo.localized.samples import Samples, pair_samples
 from inrtomo.localized.scaling import CONDITIONS
-from inrtomo.localized.training import Pool, Training, TrainingSettings
-from inrtomo.localized.weights import Card, card_of, load_weights, save_weights, shipped_weights
+from inrtomo.localized.training import Pool, Training, TrainingSettings, losses
+from inrtomo.localized.weights import load_weights, shipped_weights
 from inrtomo.metrics.volume import best_isotropic_filter_cc, cc
 from tests.running import Inr, assert_refused
 
 SMALL = Architecture(width=12, depth=2, filters=2)
-MOST_BYTES = 8 * 10**6  # of shipped weights
 
 
 def made_up(seed: int, count: int = 1500) -> Samples:
@@ -40,7 +41,7 @@ def made_up(seed: int, count: int = 1500) -> Samples:
     target = 0.5 * x[:, :8]
     target[:, 0] = 3 * np.abs(x[:, 0])
     condition = np.zeros(len(CONDITIONS), dtype=np.float32)
-    return Samples(x.astype(np.float16), target.astype(np.float16), condition, float(target.var()))
+    return Samples(x.astype(np.float16), target.astype(np.float16), condition, float(target.var()), 30)
 
 
 @pytest.fixture
@@ -97,6 +98,48 @@ def test_what_would_be_lost_is_saved_between_validations_that_are_far_apart(
     assert [row[0] for row in run.state.curve] == [0, 20, 25]
 
 
+def test_what_is_told_of_weights_is_of_those_kept(cache: SampleCache) -> None:
+    """The rate is so high that the weights of the end are worse than those kept."""
+    pool = Pool(cache, 10, SMALL.blocks)
+    pool.refill()
+    settings = TrainingSettings(steps=60, batch=64, rate=0.9, validate_every=20)
+    run = Training.fresh(SMALL, pool, [made_up(100), made_up(101)], settings, "cpu")
+    run.run(lambda now: False)
+    assert run.state.best_step < 60
+    np.testing.assert_allclose(run.best_losses, losses(run.best_model(), run.held_out), rtol=1e-5)
+    assert run.best_losses.mean() < run.losses_of(run.mean).mean()
+
+
+def test_ranges_are_of_all_that_weights_have_learnt_from(cache: SampleCache, tmp_path: Path) -> None:
+    """What the start had seen, what a run that was killed had seen, and what this one sees; pairs are counted alike."""
+    start = {name: [-0.5, 0.0] for name in CONDITIONS} | {"thickness": [40.0, 90.0]}
+    pool = Pool(cache, 10, SMALL.blocks, start)
+    pool.refill()
+    assert pool.spans == {name: [-0.5, 0.0] for name in CONDITIONS} | {"thickness": [30.0, 90.0]}
+    assert start["thickness"] == [40.0, 90.0]
+    run = Training(LocalizedMlp(SMALL), pool, [made_up(100)], TrainingSettings(), "cpu")
+    run.save(tmp_path / "checkpoint.pt")
+    for path in cache.paths()[:2]:
+        path.unlink()
+    pool = Pool(cache, 10, SMALL.blocks)
+    pool.refill()
+    assert pool.spans["thickness"] == [30.0, 30.0] and len(pool.all_seen) == 4
+    run = Training(LocalizedMlp(SMALL), pool, [made_up(100)], TrainingSettings(), "cpu")
+    run.load(tmp_path / "checkpoint.pt")
+    assert pool.spans["thickness"] == [30.0, 90.0] and len(pool.all_seen) == 6
+
+
+def test_the_curve_of_a_short_run_shows_its_training_loss(cache: SampleCache, tmp_path: Path) -> None:
+    """One point beside the NaN of the start, through which no line goes."""
+    run = training(cache, 20)
+    assert len(run.state.curve) == 2 and np.isnan(run.state.curve[0][1])
+    write_curve(run.state, tmp_path / "curve")
+    shown = matplotlib.image.imread(tmp_path / "curve.png")[..., :3]
+    middle = shown[: int(0.85 * len(shown)), int(0.8 * shown.shape[1]) :]  # where the last step is
+    grey = (np.abs(middle - 0.6) < 0.02).all(axis=-1)
+    assert grey.sum() >= 4
+
+
 class Trap:
     """What a pickle that runs something when it is opened looks like."""
 
@@ -125,61 +168,6 @@ def test_the_cache_is_bounded_and_loses_the_oldest(tmp_path: Path) -> None:
         cache.add(made_up(k, 10), 7, k)
     assert [path.name for path in cache.paths()] == [f"000007_{k:06d}.npz" for k in (2, 3, 4)]
     assert cache.load(tmp_path / "000007_000000.npz") is None
-
-
-def saved(folder: Path) -> Path:
-    torch.manual_seed(1)
-    path = folder / "w.safetensors"
-    card = Card(SMALL.as_dict(), {"kind": "none"}, {"steps": 3}, {}, {"pixel size": [-0.5, 0.5]}, {})
-    save_weights(LocalizedMlp(SMALL), card, path)
-    return path
-
-
-def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
-    path = saved(tmp_path)
-    model, card = load_weights(path)
-    torch.manual_seed(1)
-    x = np.random.default_rng(0).standard_normal((5, n_features(8))).astype(np.float32)
-    c = np.zeros(len(CONDITIONS), dtype=np.float32)
-    np.testing.assert_array_equal(densities(model, x, c), densities(LocalizedMlp(SMALL), x, c))
-    assert card.training == {"steps": 3} and card.range == {"pixel size": [-0.5, 0.5]}
-
-
-def _changed(path: Path, **values: object) -> None:
-    card = json.loads(card_of(path).read_text())
-    card_of(path).write_text(json.dumps(card | values))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "word"),
-    [
-        (lambda p: p.write_bytes(p.read_bytes()[:-1] + b"\x55"), "checksum"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-9]), "checksum"),
-        (lambda p: card_of(p).unlink(), "card"),
-        (lambda p: card_of(p).write_text("{"), "JSON"),
-        (lambda p: card_of(p).write_text("[1]"), "not the card"),
-        (lambda p: _changed(p, format_version=99), "version"),
-        (lambda p: _changed(p, architecture={**SMALL.as_dict(), "bank": 99}), "version"),
-        (lambda p: _changed(p, architecture={**SMALL.as_dict(), "width": 13}), "size mismatch"),
-        (lambda p: _changed(p, sha256=3), "sha256"),
-        (lambda p: p.unlink(), "no such weights"),
-    ],
-)
-def test_weights_that_cannot_be_verified_are_refused(tmp_path: Path, spoil, word: str) -> None:  # type: ignore[no-untyped-def]
-    path = saved(tmp_path)
-    spoil(path)
-    with pytest.raises(InputError, match=word):
-        load_weights(path)
-
-
-def test_shipped_weights_are_small_and_what_their_card_says() -> None:
-    path = shipped_weights()
-    model, card = load_weights(path)
-    assert path.stat().st_size + card_of(path).stat().st_size <= MOST_BYTES
-    assert set(card.range) == {*CONDITIONS, "thickness"}
-    assert card.metrics["held_out_loss"] < card.metrics["held_out_loss_at_start"]
-    assert not set(pairs.HELD_OUT) & set(card.data["molecules"]) and card.data["never_used"] == list(pairs.HELD_OUT)
-    assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 def test_what_help_says_is_so() -> None:
@@ -259,16 +247,29 @@ def test_train_on_pairs_then_fine_tune_then_infer(inr: Inr, series: Path, monkey
     assert_refused(inr("train", "-o", out, *options, "--steps", 80), "--resume")
     assert inr("train", "-o", out, *options, "--steps", 80, "--resume").exit_code == 0
     assert json.loads((out / "weights.json").read_text())["training"]["steps"] == 80
+    assert card["range"]["thickness"] == [len(truth), len(truth)] and np.isfinite(list(card["range"].values())).all()
+    assert card["training"]["pairs_seen"] == 1
+    refused = inr("train", "-o", out, *options, "--steps", 80, "--resume", "--seed", 3)
+    assert_refused(refused, "checkpoint.pt", "--seed 0, not 3")
+    assert_refused(inr("train", "-o", out, *pairs, "--resume", "--start", "shipped"), "checkpoint.pt", "other weights")
     (out / "checkpoint.pt").unlink()
     assert_refused(inr("train", "-o", out, *options, "--steps", 90, "--resume"), "no checkpoint.pt", "--overwrite")
     tuned = inr("train", "-o", series / "tuned", *pairs, "--steps", 5, "--start", out / "weights.safetensors")
     assert tuned.exit_code == 0, tuned.output
     record = json.loads((series / "tuned" / "weights.json").read_text())
     assert record["architecture"]["width"] == 16 and record["training"]["started_from"].endswith("weights.safetensors")
+    assert record["training"]["started_from_sha256"] == json.loads((out / "weights.json").read_text())["sha256"]
+    worse = inr("train", "-o", series / "worse", *pairs, "--steps", 2, "--start", "shipped", "--rate", 0.9)
+    assert "nothing was gained: the weights are those it started from" in worse.output
+    assert "nothing was gained" not in done.output
+    ends = load_weights(series / "worse" / "weights.safetensors")[1].range, load_weights(shipped_weights())[1].range
+    assert all(ends[0][name][0] <= low and high <= ends[0][name][1] for name, (low, high) in ends[1].items())
     rec = series / "rec.mrc"
     more = ("--weights", out / "weights.safetensors", "--thickness", 38, "--orientation", "xyz")
     done = inr("infer", series / "ts.mrc", series / "ts_truth.json", "-o", rec, *more)
     assert done.exit_code == 0, done.output
+    assert "outside" not in done.output  # the very series it has learnt from
+    assert f"haar, step {load_weights(out / 'weights.safetensors')[1].training['best_step']} " in done.output
     volume = mrcfile.read(rec)
     assert volume.shape == truth.shape
     assert cc(volume, truth) > 0.8  # it has learnt this very specimen

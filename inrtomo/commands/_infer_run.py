@@ -43,7 +43,7 @@ class Run(TomogramRun[Options]):
     def rows(self) -> list[tuple[str, object, str]]:
         turned = self.polarity < 0 and self.o.contrast == "positive"
         return [
-            ("weights", f"{self.model.architecture.output}, {self.card.training.get('steps', '?')} steps",
+            ("weights", f"{self.model.architecture.output}, step {self.card.training.get('best_step', '?')}",
              "came with the package" if self.o.weights is None else str(self.weights)),
             ("contrast", f"protein {'dark' if self.polarity < 0 else 'bright'} in the images",
              "bright in the tomogram" if turned else "kept"),

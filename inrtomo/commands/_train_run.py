@@ -29,8 +29,16 @@ from inrtomo.io.files import make_folder
 from inrtomo.localized.cache import HELD_OUT_SEED, SampleCache, simulate_into, simulating, wait_for
 from inrtomo.localized.curve import write_curve
 from inrtomo.localized.network import Architecture
-from inrtomo.localized.pairs import HELD_OUT, SNR_DB, THICKNESS_PX, density_files
-from inrtomo.localized.training import Pool, Training, TrainingSettings, by_noise
+from inrtomo.localized.pairs import HELD_OUT, SNR_DB, density_files
+from inrtomo.localized.training import (
+    LEAST_SQUARES,
+    Pool,
+    Spans,
+    Training,
+    TrainingSettings,
+    by_noise,
+    check_checkpoint,
+)
 from inrtomo.localized.weights import Card, card_of, load_weights, save_weights, shipped_weights
 
 FIRST_PAIRS = 8  # before training starts; more come while it goes on
@@ -54,11 +62,14 @@ class Run:
         self.model = None
         self.architecture = Architecture(o.form, o.width, o.depth)
         self.start: Path | None = None
+        self.begun, self.spans = LEAST_SQUARES, Spans()
         if o.start is not None:
             self.start = shipped_weights() if o.start == "shipped" else Path(o.start)
-            self.model, _ = load_weights(self.start)
-            self.architecture = self.model.architecture
-        self.thickness = list(map(float, THICKNESS_PX)) if o.simulate else [np.inf, 0.0]
+            self.model, card = load_weights(self.start)
+            self.architecture, self.spans = self.model.architecture, card.range
+            self.begun = hashlib.sha256(self.start.read_bytes()).hexdigest()
+        if o.resume and self.checkpoint.exists():
+            check_checkpoint(self.checkpoint, self.begun, o.seed)
         self.rows = [] if o.pairs is None else listed_rows(o.pairs)
         make_folder(o.folder)
         if o.overwrite and not o.resume:
@@ -78,13 +89,13 @@ class Run:
         echo_defaults([
             ("device", self.device.name, self.device.sentence),
             ("network", f"{a.output}, {a.depth} x {a.width}", "--start" if self.start else "--form, --depth, --width"),
-            ("start", str(self.start or "least-squares filter"), "--start" if self.start else "default"),
+            ("start", str(self.start or LEAST_SQUARES), "--start" if self.start else "default"),
             ("rate", f"{self.settings.rate:g}", "--rate" if o.rate else "default"),
             ("pairs", "simulated" if o.simulate else f"{len(self.rows)} listed", str(o.densities or o.pairs or "")),
         ])  # fmt: skip
         torch.set_num_threads(max(1, torch.get_num_threads() - (o.workers if o.simulate else 0)))
         with self.data() as processes:
-            pool = Pool(self.cache, o.cache_pairs, a.blocks)
+            pool = Pool(self.cache, o.cache_pairs, a.blocks, self.spans)
             if o.simulate:
                 with Progress("first pairs") as progress:
                     wait_for(self.cache, FIRST_PAIRS, processes, progress)
@@ -93,7 +104,7 @@ class Run:
             if self.model is None:
                 training = Training.fresh(a, pool, held_out, self.settings, self.device.name)
             else:
-                training = Training(self.model, pool, held_out, self.settings, self.device.name)
+                training = Training(self.model, pool, held_out, self.settings, self.device.name, self.begun)
             if o.resume and self.checkpoint.exists():
                 training.load(self.checkpoint)
                 self.keep(training)
@@ -102,13 +113,20 @@ class Run:
 
                 def after_validation(now: Training) -> bool:
                     step, loss, held, _, _ = now.state.curve[-1]
-                    progress(step / o.steps, scale=f"step {step}, {len(pool.seen)} pairs", loss=loss, held_out=held)
+                    progress(
+                        step / o.steps,
+                        scale=f"step {step}, {len(pool.all_seen)} pairs",
+                        loss=loss,
+                        held_out=held,
+                    )
                     self.keep(now)
                     return False
 
                 training.run(after_validation, lambda now: now.save(self.checkpoint))
         first, best = training.state.curve[0][2], training.state.best
         click.echo(f"held-out loss {best:.4f} at step {training.state.best_step} ({first:.4f} at the start)")
+        if training.state.best_step == 0:
+            click.echo(f"nothing was gained: the weights are those it started from, {self.start or LEAST_SQUARES}")
         click.echo(f"wrote {self.paths['weights.safetensors']} and its card, {self.paths['learning_curve.csv']}")
 
     def keep(self, training: Training) -> None:
@@ -153,10 +171,11 @@ class Run:
             "command": shlex.join(["inr-train", *sys.argv[1:]]),
             "seed": o.seed,
             "settings": asdict(self.settings),
-            "started_from": str(self.start or "least-squares filter"),
+            "started_from": str(self.start or LEAST_SQUARES),
+            "started_from_sha256": None if self.start is None else self.begun,
             "steps": state.step,
             "best_step": state.best_step,
-            "pairs_seen": len(training.pool.seen),
+            "pairs_seen": len(training.pool.all_seen),
             "blocks_seen": state.seen,
             "seconds": round(state.seconds, 1),
             "device": self.device.sentence,
@@ -164,10 +183,9 @@ class Run:
         metrics = {
             "held_out_loss": state.best,
             "held_out_loss_at_start": state.curve[0][2],
-            "held_out_loss_by_noise": by_noise(training.held_out, training.losses()),
+            "held_out_loss_by_noise": by_noise(training.held_out, training.best_losses),
             "loss": "1 - CC^2 with the true density, mean over held-out pairs",
         }
         versions = {"inrtomo": __version__, "torch": torch.__version__, "numpy": np.__version__,
                     "safetensors": safetensors.__version__}  # fmt: skip
-        spans = {**training.pool.spans, "thickness": self.thickness}
-        return Card(self.architecture.as_dict(), data, how, metrics, spans, versions)
+        return Card(self.architecture.as_dict(), data, how, metrics, training.pool.spans, versions)

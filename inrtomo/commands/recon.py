@@ -59,7 +59,8 @@ OWN_OPTIONS = {
         nargs=2,
         type=float,
         metavar="CUTOFF FALLOFF",
-        help="fbp: IMOD's RADIAL: above CUTOFF (cycles per pixel) a Gaussian of sd FALLOFF.  [default: no cutoff]",
+        help="fbp: IMOD's RADIAL: above CUTOFF (cycles per pixel) exp(-((f - CUTOFF) / FALLOFF)^2), as tilt "
+        "has it (IMOD's manual: a Gaussian of sd FALLOFF).  [default: no cutoff]",
     ),
     click.option(
         "--iterations",

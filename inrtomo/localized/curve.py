@@ -20,8 +20,9 @@ def write_curve(state: State, base: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     steps = [row[0] for row in state.curve]
-    axes.plot(steps, [row[1] for row in state.curve], color="0.6", label="training: squared error / variance")
-    axes.plot(steps, [row[2] for row in state.curve], color="tab:blue", label="held out: 1 - CC²")
+    # points too: of a short run there is one loss in training, and no line through it
+    axes.plot(steps, [row[1] for row in state.curve], ".-", color="0.6", label="training: squared error / variance")
+    axes.plot(steps, [row[2] for row in state.curve], ".-", color="tab:blue", label="held out: 1 - CC²")
     axes.plot(state.best_step, state.best, "o", color="tab:red", label="kept")
     axes.set(xlabel="step", ylabel="loss")
     axes.legend()

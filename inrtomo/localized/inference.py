@@ -20,7 +20,10 @@ Report = Callable[[float], None]
 
 MAPS_SHARE = 0.5  # of the memory, for the maps of a slab
 FEATURES_SHARE = 0.1
-OUTSIDE = 0.1  # of a condition's span in training, beyond its ends
+OUTSIDE = 0.1  # of a condition's span in training, beyond its ends: what ends a random draw of pairs happens to have
+LEAST_OUTSIDE = {"snr": 3 * np.log(10) / 20, "tilt range": 10 / 120, "tilt step": np.log(1.2)}
+"""At least this far, however few pairs there were: series recorded alike differ by 3 dB, by some tilts left out."""
+ROUNDING = 0.02  # of a pixel size or a thickness, whose ends in training are known: 13.48 Å is what is written as 13.5
 
 
 def inferred_slabs(
@@ -96,10 +99,21 @@ def outside_range(scaling: Scaling, thickness_px: float, known: dict[str, list[f
     out = []
     for name, value in found.items():
         low, high = known.get(name, (value, value))
-        margin = OUTSIDE * (high - low)
-        if not low - margin <= value <= high + margin:
-            out.append(f"{_said(name, value)} (trained on {_said(name, low)} to {_said(name, high)})")
+        least, most = _allowed(name, low, high)
+        if not least <= value <= most:
+            ends = list(dict.fromkeys(_said(name, end) for end in (low, high)))
+            out.append(f"{_said(name, value)} (trained on {' to '.join(ends)})")
     return out
+
+
+def _allowed(name: str, low: float, high: float) -> tuple[float, float]:
+    """Between which values a series passes for one like those of training."""
+    if name == "thickness":
+        return low * (1 - ROUNDING), high * (1 + ROUNDING)
+    if name == "pixel size":  # a logarithm
+        return low - ROUNDING, high + ROUNDING
+    margin = max(OUTSIDE * (high - low), LEAST_OUTSIDE["snr" if name.startswith("snr") else name])
+    return low - margin, high + margin
 
 
 def _said(name: str, value: float) -> str:

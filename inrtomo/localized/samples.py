@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,22 +35,25 @@ class Samples:
         target: ``(n, block size)`` in units of the series' density.
         condition: of the series.
         variance: of the target's voxels about their mean: errors are counted in it, so that every pair counts alike.
+        thickness_px: of the pair's volume.
     """
 
     features: F16
     target: F16
     condition: F32
     variance: float
+    thickness_px: int
 
     def save(self, path: Path) -> None:
         """As ``.npz``, complete or not there."""
         with atomic_path(path, overwrite=True) as temporary, open(temporary, "wb") as file:
-            np.savez(file, features=self.features, target=self.target, condition=self.condition, variance=self.variance)
+            np.savez(file, **asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Samples:
         with np.load(path) as file:
-            return cls(file["features"], file["target"], file["condition"], float(file["variance"]))
+            arrays = file["features"], file["target"], file["condition"]
+            return cls(*arrays, float(file["variance"]), int(file["thickness_px"]))
 
 
 def pair_samples(pair: Pair, blocks: Blocks, random: np.random.Generator, count: int = BLOCKS_OF_A_PAIR) -> Samples:
@@ -65,7 +68,7 @@ def pair_samples(pair: Pair, blocks: Blocks, random: np.random.Generator, count:
     target = blocks.cut(pair.reference, corners) / np.float32(scaling.unit)
     variance = float(pair.reference.var(dtype=np.float64)) / scaling.unit**2
     half_floats = [np.clip(a, -MOST, MOST).astype(np.float16) for a in (features, target)]
-    return Samples(half_floats[0], half_floats[1], scaling.condition, variance)
+    return Samples(half_floats[0], half_floats[1], scaling.condition, variance, shape[0])
 
 
 def _features(

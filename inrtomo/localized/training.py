@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from inrtomo.localized.scaling import CONDITIONS
 from inrtomo.localized.symmetry import mirror_signs
 
 F32 = NDArray[np.float32]
+Spans = dict[str, list[float]]
 
+LEAST_SQUARES = "the least-squares filter"
 PAIRS_OF_A_BATCH = 256
 START_BLOCKS = 100_000  # for the least-squares filters
 EMA_STEPS = 300
@@ -73,14 +76,26 @@ class State:
 
 
 class Pool:
-    """Samples of up to so many pairs in memory, in half precision; batches of them, mirrored at random."""
+    """Samples of up to so many pairs in memory, in half precision; batches of them, mirrored at random.
 
-    def __init__(self, cache: SampleCache, most: int, blocks: Blocks) -> None:
+    Attributes:
+        seen: names of the pairs taken in.
+        seen_before: of those that the training it goes on with had taken in.
+        spans: lowest and highest of each condition and of the thickness (px) that the weights have learnt from.
+    """
+
+    def __init__(self, cache: SampleCache, most: int, blocks: Blocks, spans: Spans | None = None) -> None:
         self.cache, self.most = cache, most
         self._of_features, self._of_target = mirror_signs(blocks)
         self._held: dict[Path, Samples] = {}
         self.seen: set[str] = set()
-        self.spans: dict[str, list[float]] = {}
+        self.seen_before: set[str] = set()
+        self.spans: Spans = {} if spans is None else dict(spans)
+
+    @property
+    def all_seen(self) -> set[str]:
+        """Names of the pairs that the weights have learnt from."""
+        return self.seen | self.seen_before
 
     def refill(self) -> None:
         """Take in what is new; the pairs that came first make room."""
@@ -88,12 +103,16 @@ class Pool:
             if path.name not in self.seen and (samples := self.cache.load(path)) is not None:
                 self.seen.add(path.name)
                 self._held[path] = samples
-                for name, value in zip(CONDITIONS, map(float, samples.condition), strict=True):
-                    low, high = self.spans.get(name, [value, value])
-                    self.spans[name] = [min(low, value), max(high, value)]
+                self.widen({name: [value, value] for name, value in series_facts(samples).items()})
         while len(self._held) > self.most:
             self._held.pop(next(iter(self._held)))
         self._pairs = list(self._held.values())
+
+    def widen(self, spans: Spans) -> None:
+        """Take in what else the weights have learnt from."""
+        for name, (low, high) in spans.items():
+            a, b = self.spans.get(name, [low, high])
+            self.spans[name] = [min(a, low), max(b, high)]
 
     def _mirror(self, random: np.random.Generator) -> tuple[F32, F32]:
         """Signs of features and targets of a specimen mirrored at random."""
@@ -115,16 +134,23 @@ class Pool:
 
 
 class Training:
-    """A run: model, optimiser, running mean of the weights, state; `run` goes on from wherever it is."""
+    """A run: model, optimiser, running mean of the weights, state; `run` goes on from wherever it is.
+
+    Attributes:
+        start: `LEAST_SQUARES`, or the checksum of the weights that it started from.
+        best: the weights that did best on the held-out pairs; ``best_losses``: on each.
+    """
 
     def __init__(
-        self, model: LocalizedMlp, pool: Pool, held_out: Sequence[Samples], settings: TrainingSettings, device: str
-    ) -> None:
+        self, model: LocalizedMlp, pool: Pool, held_out: Sequence[Samples], settings: TrainingSettings, device: str,
+        start: str = LEAST_SQUARES,
+    ) -> None:  # fmt: skip
         self.model, self.pool, self.held_out = model.to(device), pool, held_out
-        self.settings, self.device = settings, device
+        self.settings, self.device, self.start = settings, device, start
         self.state = State()
         self.mean = {name: value.detach().clone() for name, value in model.state_dict().items()}
         self.best = {name: value.clone() for name, value in self.mean.items()}
+        self.best_losses = np.full(len(held_out), np.nan, dtype=np.float32)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
 
     @classmethod
@@ -167,22 +193,13 @@ class Training:
                 save(self)
                 saved = time.monotonic()
 
-    @torch.no_grad()
-    def losses(self) -> F32:
-        """``1 - CC^2`` of every held-out pair by the mean weights: whatever the grey scale, as a user sees it."""
+    def losses_of(self, weights: dict[str, torch.Tensor]) -> F32:
+        """Of every held-out pair, by other weights than those of this step."""
         current = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.mean)
-        to_voxels = self.model.architecture.blocks.transform
-        found = []
-        for s in self.held_out:
-            x = torch.from_numpy(s.features.astype(np.float32)).to(self.device)
-            c = torch.from_numpy(s.condition).to(self.device).expand(len(x), -1)
-            seen, true = (y.astype(np.float32) @ to_voxels for y in (self.model(x, c).cpu().numpy(), s.target))
-            spread = seen.std() * true.std()
-            cc = float(((seen - seen.mean()) * (true - true.mean())).mean() / spread) if spread > 0 else 0.0
-            found.append(1 - max(cc, 0.0) ** 2)
+        self.model.load_state_dict(weights)
+        found = losses(self.model, self.held_out, self.device)
         self.model.load_state_dict(current)
-        return np.array(found, dtype=np.float32)
+        return found
 
     def save(self, path: Path) -> None:
         """A checkpoint, complete or the one before."""
@@ -193,6 +210,9 @@ class Training:
             "optimiser": self.optimiser.state_dict(),
             "state": vars(self.state),
             "spans": self.pool.spans,
+            "pairs_seen": sorted(self.pool.all_seen),
+            "start": self.start,
+            "seed": self.settings.seed,
         }
         with atomic_path(path, overwrite=True) as temporary:
             torch.save(record, temporary)
@@ -203,22 +223,19 @@ class Training:
         Raises:
             InputError: it is none of this network's.
         """
-        try:
-            record = torch.load(path, map_location=self.device, weights_only=True)
-            self._restore(record)
-        except Exception:  # torch's reader raises anything at a file that is none
-            raise InputError(
-                f"{path}: is no checkpoint of such a training; leave --resume out and give --overwrite to start anew"
-            ) from None
+        with _refused(path):
+            self._restore(torch.load(path, map_location=self.device, weights_only=True))
+        # anew, since the pairs held out may be others now
+        self.best_losses = self.losses_of(self.best)
+        self.state.best = float(np.mean(self.best_losses))
 
     def _restore(self, record: dict[str, Any]) -> None:
         self.model.load_state_dict(record["model"])
         self.mean, self.best = record["mean"], record["best"]
         self.optimiser.load_state_dict(record["optimiser"])
         self.state = State(**record["state"])
-        for name, (low, high) in record["spans"].items():
-            a, b = self.pool.spans.get(name, [low, high])
-            self.pool.spans[name] = [min(a, low), max(b, high)]
+        self.pool.seen_before = set(record["pairs_seen"])
+        self.pool.widen(record["spans"])
 
     def best_model(self) -> LocalizedMlp:
         """A copy with the weights that did best on the held-out pairs."""
@@ -251,20 +268,74 @@ class Training:
         state = self.state
         training_loss = float(np.mean(state.training_losses)) if state.training_losses else float("nan")
         state.training_losses = []
-        loss = float(np.mean(self.losses()))
+        found = self.losses_of(self.mean)
+        loss = float(np.mean(found))
         if loss < state.best:
-            state.best, state.best_step = loss, state.step
+            state.best, state.best_step, self.best_losses = loss, state.step, found
             self.best = {name: value.clone() for name, value in self.mean.items()}
         state.curve.append((state.step, training_loss, loss, state.best, state.seconds))
 
 
-def by_noise(held_out: Sequence[Samples], losses: F32) -> dict[str, float]:
-    """Median loss of held-out pairs, by how far they are above the noise when smoothed by 2 px."""
+def check_checkpoint(path: Path, start: str, seed: int) -> None:
+    """Whether a training that began so may go on from there.
+
+    Raises:
+        InputError: it began otherwise, or the file is no checkpoint.
+    """
+    with _refused(path):
+        record = torch.load(path, map_location="cpu", weights_only=True)
+        other_start, other_seed = record["start"] != start, int(record["seed"])
+    if other_start:
+        raise InputError(
+            f"{path}: its training started from other weights (or from none); give the --start that it had, or "
+            "another folder for a new training"
+        )
+    if other_seed != seed:
+        raise InputError(
+            f"{path}: its training has --seed {other_seed}, not {seed}; give that, or another folder for a new training"
+        )
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Whatever is raised at a checkpoint that is none, as a sentence."""
+    try:
+        yield
+    except Exception:  # torch's reader raises anything
+        raise InputError(
+            f"{path}: is no checkpoint of such a training; leave --resume out and give --overwrite to start anew"
+        ) from None
+
+
+@torch.no_grad()
+def losses(model: LocalizedMlp, held_out: Sequence[Samples], device: str = "cpu") -> F32:
+    """``1 - CC^2`` of every pair with its true density: whatever the grey scale, as a user sees it."""
+    to_voxels = model.architecture.blocks.transform
+    found = []
+    for s in held_out:
+        x = torch.from_numpy(s.features.astype(np.float32)).to(device)
+        c = torch.from_numpy(s.condition).to(device).expand(len(x), -1)
+        seen, true = (y.astype(np.float32) @ to_voxels for y in (model(x, c).cpu().numpy(), s.target))
+        spread = seen.std() * true.std()
+        cc = float(((seen - seen.mean()) * (true - true.mean())).mean() / spread) if spread > 0 else 0.0
+        found.append(1 - max(cc, 0.0) ** 2)
+    return np.array(found, dtype=np.float32)
+
+
+def series_facts(samples: Samples) -> dict[str, float]:
+    """What weights have a range of: the conditions of a series and the thickness of its volume, px."""
+    conditions = zip(CONDITIONS, map(float, samples.condition), strict=True)
+    return {**dict(conditions), "thickness": float(samples.thickness_px)}
+
+
+def noise_classes(held_out: Sequence[Samples]) -> dict[str, NDArray[np.bool_]]:
+    """Which pairs are how far above the noise when smoothed by 2 px; classes that have some."""
     db = np.array([20 / np.log(10) * s.condition[1] for s in held_out])
     edges = [-np.inf, *LEVELS_DB, np.inf]
-    out = {}
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        here = losses[(db >= low) & (db < high)]
-        if len(here):
-            out[f"{low:g} to {high:g} dB"] = float(np.median(here))
-    return out
+    found = {f"{a:g} to {b:g} dB": (db >= a) & (db < b) for a, b in zip(edges[:-1], edges[1:], strict=True)}
+    return {name: here for name, here in found.items() if here.any()}
+
+
+def by_noise(held_out: Sequence[Samples], losses: F32) -> dict[str, float]:
+    """Median loss of held-out pairs, by how far they are above the noise."""
+    return {name: float(np.median(losses[here])) for name, here in noise_classes(held_out).items()}

@@ -27,8 +27,9 @@ class RadialFilter:
             ``sirt-like`` (the ramp that ``iterations`` of a simultaneous iterative reconstruction have reached,
             G. L. Zeng, Phys. Med. Biol. 57 (2012) 309); ``exact`` (for a slab and any set of angles, G. Harauz and
             M. van Heel, Optik 73 (1986) 146: where the tilts' Fourier slices overlap, they share the weight).
-        cutoff, falloff: IMOD's ``RADIAL``: beyond ``cutoff`` (cycles/px) a Gaussian of standard deviation
-            ``falloff`` times the weight at the cutoff. None for no cutoff.
+        cutoff, falloff: IMOD's ``RADIAL``: beyond ``cutoff`` (cycles/px) the weight there times
+            ``exp(-((f - cutoff) / falloff)^2)``, what ``tilt`` computes; its manual calls ``falloff`` the Gaussian's
+            standard deviation, which is sqrt(2) less. None for no cutoff.
         iterations: of the ``sirt-like`` filter.
     """
 
@@ -56,7 +57,7 @@ class RadialFilter:
             ramp = np.interp(at, f, ramp_of_line(length))
             weights = angular_weights(tilt_deg)[:, None] * ramp * self._window(at)
         if self.cutoff is not None:
-            weights = weights * np.exp(-0.5 * (np.maximum(f - self.cutoff, 0) / self.falloff) ** 2)
+            weights = weights * np.exp(-((np.maximum(f - self.cutoff, 0) / self.falloff) ** 2))
         return weights
 
     def _window(self, f: Array) -> Array:
