@@ -174,6 +174,69 @@ def test_orientation_mask_and_local_map_follow_the_files(inr: Inr, halves: tuple
     assert curves[""]["mask_volume_fraction"] > mask.mean()  # it was given a soft edge
 
 
+IMOD_LABEL, XYZ_LABEL = "inr-recon: fbp, hamming, imod", "inr-recon: fbp, hamming, xyz"
+
+
+def as_tilt_writes(volume: np.ndarray) -> np.ndarray:
+    return volume[::-1].transpose(1, 0, 2)
+
+
+def curves_of(inr: Inr, one: Path, two: Path, *options: object) -> tuple[dict[str, np.ndarray], str]:
+    prefix = one.with_name(f"{one.stem}_{two.stem}")
+    result = inr("fsc", one, two, *options, "-o", prefix)
+    assert result.exit_code == 0, result.output
+    curves = json.loads(Path(f"{prefix}.json").read_text())["curves"]
+    return {name: np.array(curve["correlation"], dtype=float) for name, curve in curves.items()}, result.output
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 32), (32, 24, 28)])
+def test_the_labels_tell_the_order_of_axes_where_sides_do_not(
+    inr: Inr, tmp_path: Path, shape: tuple[int, int, int]
+) -> None:
+    """A cubic box, and one in which z is longer than y, in both orders."""
+    volume = gaussian_filter(np.random.default_rng(0).normal(size=shape).astype(np.float32), 1)
+    write_volume(tmp_path / "imod.mrc", as_tilt_writes(volume), VOXEL_A, label=IMOD_LABEL)
+    write_volume(tmp_path / "xyz.mrc", volume, VOXEL_A, label=XYZ_LABEL)
+    write_volume(tmp_path / "bare.mrc", as_tilt_writes(volume), VOXEL_A)
+    curves, said = curves_of(inr, tmp_path / "imod.mrc", tmp_path / "xyz.mrc")
+    assert curves["unmasked"].min() > 0.999 and "imod, xyz" in said and "note" not in said
+    curves, said = curves_of(inr, tmp_path / "imod.mrc", tmp_path / "bare.mrc", "--orientation", "xyz")
+    assert curves["unmasked"].min() > 0.999 and "note" not in said  # both misread alike, as asked for
+    if shape[0] == shape[1]:
+        curves, said = curves_of(inr, tmp_path / "imod.mrc", tmp_path / "bare.mrc", "--overwrite")
+        note = next(line for line in said.splitlines() if line.startswith("note"))
+        assert curves["unmasked"].max() < 0.5 and "bare.mrc" in note and "--orientation imod" in note
+
+
+def test_cubic_half_maps_have_the_same_wedge_in_either_order(inr: Inr, tmp_path: Path) -> None:
+    """What the halves share lies within the measured region: at right angles to it there is noise alone."""
+    side = 32
+    rng = np.random.default_rng(0)
+    k = np.fft.fftfreq(side)
+    measured = np.abs(k[:, None, None]) <= np.tan(np.radians(60)) * np.abs(k[None, None, :])
+    shared = np.fft.ifftn(np.fft.fftn(rng.normal(size=(side,) * 3)) * measured).real
+    for name in ("odd", "even"):
+        half = (shared + 0.3 * rng.normal(size=shared.shape)).astype(np.float32)
+        write_volume(tmp_path / f"{name}_imod.mrc", as_tilt_writes(half), VOXEL_A, label=IMOD_LABEL)
+        write_volume(tmp_path / f"{name}_xyz.mrc", half, VOXEL_A, label=XYZ_LABEL)
+    found = [
+        curves_of(inr, tmp_path / f"odd_{order}.mrc", tmp_path / f"even_{order}.mrc", "--tilts=-60,60")[0]
+        for order in ("imod", "xyz")
+    ]
+    for name in ("x", "y", "z", "measured", "wedge"):
+        np.testing.assert_allclose(found[0][name], found[1][name], atol=1e-3, err_msg=name)
+    assert np.nanmean(found[0]["wedge"][4:]) < 0.3 < 0.7 < np.nanmean(found[0]["measured"][4:])
+
+
+def test_stacks_taken_for_volumes_are_told_of_frc(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    stacks = [write_stack(tmp_path / f"{path.stem}_stack.mrc", read_volume(path)[0], VOXEL_A) for path in halves]
+    _, said = curves_of(inr, *stacks)
+    notes = [line for line in said.splitlines() if line.startswith("note")]
+    assert len(notes) == 1 and "--frc" in notes[0] and all(str(path) in notes[0] for path in stacks)
+    assert "note" not in curves_of(inr, *halves)[1]
+    assert "note" not in inr("fsc", *stacks, "--frc", "-o", tmp_path / "rings").output
+
+
 def test_images(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
     result = inr("fsc", *halves, "--frc", "-o", tmp_path / "rings")
     assert result.exit_code == 0, result.output
@@ -211,6 +274,8 @@ def test_refusals(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
         ((odd, other("small", values[:, :40])), ("40 x 48 x 20", "40 x 40 x 20")),
         ((odd, other("odder", values[:-1])), ("odder.mrc", "half a voxel", "--thickness")),
         ((odd, other("coarse", values, 8.0)), ("5", "8", "--pixel-size")),
+        ((odd, other("binned", values[::2, ::2, ::2], 10.0)), ("5 and 10 Å", "bin", "odd.mrc by 2", "--bin")),
+        ((odd, other("scaled", values[:, :, :30], 7.0)), ("5 and 7 Å", "resample", "odd.mrc to 7 Å")),
         ((other("bare", values, None),) * 2, ("bare.mrc", "--pixel-size")),
         ((odd, other("nan", holes)), ("nan.mrc", "1 voxels", "NaN")),
         ((other("flat", np.full(SHAPE, 3.0)), even), ("flat.mrc", "blank")),
@@ -224,6 +289,9 @@ def test_refusals(inr: Inr, halves: tuple[Path, Path], tmp_path: Path) -> None:
         ((*halves, "--tilts", "60,60"), ("60,60",)),
         ((*halves, "--tilts", "north,south"), ("north",)),
         ((*halves, "--tilts", "-95,60"), ("-95",)),
+        ((*halves, "--tilts", "10,20,30"), ("10,20,30", "file", "two angles")),
+        ((*halves, "--tilts", "60"), ("60", "file", "two angles")),
+        ((*halves, "--tilts", "none.tlt"), ("none.tlt", "no such file")),
         ((*halves, "--tilts", tmp_path / "angles.tlt"), ("angles.tlt",)),
         ((*halves, "--pixel-size", "nan"), ("--pixel-size",)),
         ((*halves, "--frc", "--register", "rigid"), ("--register",)),

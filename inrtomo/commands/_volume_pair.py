@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.errors import InputError
+from inrtomo.io.axis_order import order_in
 from inrtomo.io.images import open_images
+from inrtomo.io.mrc import MrcStack
 
 F32 = NDArray[np.float32]
 
@@ -19,15 +21,46 @@ SMALLEST_SIDE = 8
 """Fewer voxels make too few shells for a curve."""
 
 
+DEFAULT_ORDER, UNTOLD = "xyz", "default"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file holds.
+
+    Attributes:
+        values: (sections, rows, columns); pixel_size_A: None where the header has none.
+        order: ``imod`` or ``xyz`` where its labels tell.
+        images: whether its header says that the sections are images.
+    """
+
+    path: Path
+    values: F32
+    pixel_size_A: float | None
+    order: str | None
+    images: bool
+
+
 @dataclass(frozen=True)
 class Pair:
-    """Two volumes or stacks, and where things were found (what, value, source)."""
+    """Two volumes or stacks, what their files hold, and where things were found (what, value, source).
+
+    Attributes:
+        orders: of the axes in the two files, once the volumes stand upright.
+        notes: sentences for who compares them.
+    """
 
     a: F32
     b: F32
-    paths: tuple[Path, Path]
+    files: tuple[Found, Found]
     pixel_size_A: float
     sources: list[tuple[str, object, str]]
+    notes: list[str]
+    orders: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        return self.files[0].path, self.files[1].path
 
 
 def read_pair(vol1: Path, vol2: Path, pixel_size_A: float | None) -> Pair:
@@ -38,15 +71,16 @@ def read_pair(vol1: Path, vol2: Path, pixel_size_A: float | None) -> Pair:
     """
     if pixel_size_A is not None and not 0 < pixel_size_A < math.inf:
         raise InputError(f"--pixel-size {pixel_size_A:g}: must be positive; give Å per voxel")
-    (a, pixel_a), (b, pixel_b) = (_read(path) for path in (vol1, vol2))
+    first, second = files = _read(vol1), _read(vol2)
     pixel, source = pixel_size_A, "--pixel-size"
     if pixel is None:
-        if pixel_a and pixel_b and abs(pixel_a - pixel_b) > PIXEL_SIZE_TOLERANCE * pixel_b:
-            raise InputError(f"{vol1} and {vol2}: have voxels of {pixel_a:.4g} and {pixel_b:.4g} Å; give --pixel-size")
-        pixel, source = pixel_b or pixel_a, f"header of {vol2 if pixel_b else vol1}"
+        _check_pixel_sizes(first, second)
+        given = second if second.pixel_size_A else first
+        pixel, source = given.pixel_size_A, f"header of {given.path}"
     if pixel is None:
         raise InputError(f"{vol1}: its header has no pixel size; give --pixel-size")
-    return Pair(a, b, (vol1, vol2), pixel, [("pixel size", f"{pixel:.4g} Å", source)])
+    sources: list[tuple[str, object, str]] = [("pixel size", f"{pixel:.4g} Å", source)]
+    return Pair(first.values, second.values, files, pixel, sources, [])
 
 
 def as_images(pair: Pair) -> Pair:
@@ -61,21 +95,33 @@ def as_images(pair: Pair) -> Pair:
     return pair
 
 
-def as_volumes(pair: Pair, orientation: str | None) -> tuple[Pair, str]:
-    """The pair as ``[z, y, x]`` of one height, and the order of the axes in VOL1's file (``imod`` or ``xyz``).
+def as_volumes(pair: Pair, orientation: str | None) -> Pair:
+    """The pair as ``[z, y, x]`` of one height.
 
-    Specimens lie about the middle of their boxes, so the higher one is cut above and below alike.
+    Each file may have its axes in an order of its own: that of --orientation, else of its header's labels, else the
+    one in which z is the shorter of the two sides that may be z. Specimens lie about the middle of their boxes, so the
+    higher one is cut above and below alike.
 
     Raises:
         InputError: sides that go together in no way, or are too small.
     """
-    orders = [orientation or order_of(v) for v in (pair.a, pair.b)]
-    found = ", ".join(dict.fromkeys(orders))
-    sources = [*pair.sources, ("orientation", found, "--orientation" if orientation else "z is the shortest side")]
+    notes = [*pair.notes, *_notes_on_images(pair)]
+    found = [(orientation, "--orientation") if orientation else order_of(file) for file in pair.files]
+    for file, (order, source) in zip(pair.files, found, strict=True):
+        if source == UNTOLD:
+            notes.append(
+                f"{file.path}: neither header nor sides tell which axis is z; taken as {order}, sections are z; give "
+                "--orientation imod if sections are y, as IMOD's tilt writes them"
+            )
+    orders = tuple(order for order, _ in found)
+    said = (", ".join(dict.fromkeys(column)) for column in zip(*found, strict=True))
+    sources = [*pair.sources, ("orientation", next(said), next(said))]
     a, b = (upright(v, order) for v, order in zip((pair.a, pair.b), orders, strict=True))
-    more = len(a) - len(b)
     if a.shape[1:] != b.shape[1:]:
-        raise InputError(f"{_names_and_sizes(pair)}; cut or bin one to the size of the other")
+        turned = sorted(pair.a.shape) == sorted(pair.b.shape)
+        hint = f"were taken as {orders[0]} and {orders[1]}; give --orientation if both are otherwise" if turned else ""
+        raise InputError(f"{_names_and_sizes(pair)}; {hint or 'cut or bin one to the size of the other'}")
+    more = len(a) - len(b)
     if more % 2:
         raise InputError(
             f"{_names_and_sizes(pair)}: their middles lie half a voxel apart along z; give inr-recon a --thickness "
@@ -87,28 +133,37 @@ def as_volumes(pair: Pair, orientation: str | None) -> tuple[Pair, str]:
         sources.append(("height", f"{height} voxels", f"{higher} cut to it above and below alike"))
         a, b = cut(a, height), cut(b, height)
     _check_sides(a.shape, pair.paths[0])
-    return replace(pair, a=a, b=b, sources=sources), orders[0]
+    return replace(pair, a=a, b=b, sources=sources, notes=notes, orders=orders)
 
 
 def read_mask(path: Path, pair: Pair, orientation: str | None) -> F32:
     """A mask of the size of one of the volumes, as ``[z, y, x]`` and of the height that is compared.
 
+    Where neither --orientation nor its labels tell, its axes are as those of the volume whose sides its file has.
+
     Raises:
         InputError: it has another size or values outside 0 to 1.
     """
-    values, _ = _read(path)
+    file = _read(path)
+    values = file.values
     if values.min() < 0 or values.max() > 1:
         raise InputError(f"{path}: has values from {values.min():.3g} to {values.max():.3g}; a mask goes from 0 to 1")
-    mask, height = upright(values, orientation or order_of(values)), len(pair.a)
+    alike = [order for of, order in zip(pair.files, pair.orders, strict=True) if of.values.shape == values.shape]
+    order = orientation or file.order or next(iter(alike), order_of(file)[0])
+    mask, height = upright(values, order), len(pair.a)
     if mask.shape[1:] != pair.a.shape[1:] or len(mask) < height or (len(mask) - height) % 2:
         raise InputError(f"{path}: is not of the volumes' size; make the mask from one of them")
     return cut(mask, height)
 
 
-def order_of(volume: F32) -> str:
-    """``imod`` if rows are fewer than sections, as IMOD's tilt writes a slab, else ``xyz``."""
-    depth, height, _ = volume.shape
-    return "imod" if height < depth else "xyz"
+def order_of(file: Found) -> tuple[str, str]:
+    """``imod`` (sections are y, as IMOD's tilt writes a slab) or ``xyz``, and what tells."""
+    if file.order is not None:
+        return file.order, "label in the header"
+    depth, height, _ = file.values.shape
+    if depth == height:
+        return DEFAULT_ORDER, UNTOLD
+    return "imod" if height < depth else "xyz", "z is the shorter side"
 
 
 def upright(volume: F32, order: str) -> F32:
@@ -122,8 +177,8 @@ def cut(volume: F32, height: int) -> F32:
     return volume[first : first + height]
 
 
-def _read(path: Path) -> tuple[F32, float | None]:
-    """A volume or stack with something in it and nothing that is no number, and its pixel size."""
+def _read(path: Path) -> Found:
+    """A volume or stack with something in it and nothing that is no number."""
     stack = open_images(path)
     values = np.stack([stack.image(k) for k in range(stack.shape[0])])
     bad = values.size - int(np.isfinite(values).sum())
@@ -131,7 +186,37 @@ def _read(path: Path) -> tuple[F32, float | None]:
         raise InputError(f"{path}: has {bad} voxels that are no number (NaN or infinite); write it again without them")
     if np.ptp(values) == 0:
         raise InputError(f"{path}: is blank (every voxel is {values.flat[0]:g}); use another")
-    return values, stack.pixel_size_A
+    if not isinstance(stack, MrcStack):
+        return Found(path, values, stack.pixel_size_A, None, False)
+    header = stack.header
+    return Found(path, values, stack.pixel_size_A, order_in(header.labels), header.sections_are_images)
+
+
+def _check_pixel_sizes(a: Found, b: Found) -> None:
+    """Two headers that contradict each other: one of them is wrong, or one file is binned."""
+    if not a.pixel_size_A or not b.pixel_size_A:
+        return
+    if abs(a.pixel_size_A - b.pixel_size_A) <= PIXEL_SIZE_TOLERANCE * b.pixel_size_A:
+        return
+    said = f"{a.path} and {b.path}: have voxels of {a.pixel_size_A:.4g} and {b.pixel_size_A:.4g} Å"
+    columns = a.values.shape[2], b.values.shape[2]
+    if columns[0] == columns[1]:  # x in either order
+        raise InputError(f"{said} and are {columns[0]} wide both; give --pixel-size, the right one")
+    fine, coarse = sorted((a, b), key=lambda file: file.pixel_size_A or 0.0)
+    assert fine.pixel_size_A and coarse.pixel_size_A
+    ratio = coarse.pixel_size_A / fine.pixel_size_A
+    how = f"bin {fine.path} by {round(ratio)} (IMOD: binvol -binning {round(ratio)}, or inr-recon --bin)"
+    if abs(ratio - round(ratio)) > PIXEL_SIZE_TOLERANCE * ratio:
+        how = f"resample {fine.path} to {coarse.pixel_size_A:.4g} Å"
+    raise InputError(f"{said}, and shells are of voxels of one size; {how}")
+
+
+def _notes_on_images(pair: Pair) -> list[str]:
+    """At most one: that stacks are about to be compared as volumes."""
+    names = " and ".join(str(file.path) for file in pair.files if file.images)
+    if not names:
+        return []
+    return [f"{names}: the header says that the sections are images, and they are compared as a volume; give --frc"]
 
 
 def _check_sides(shape: tuple[int, ...], path: Path) -> None:

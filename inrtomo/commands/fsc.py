@@ -76,7 +76,8 @@ LIKENESS = {
 @click.option("--cone", type=click.FloatRange(1, 90), default=CONE_DEG, metavar="DEG", help="Half angle of the cones.")
 @click.option(
     "--orientation", type=click.Choice(["imod", "xyz"]),
-    help="Axes as IMOD's tilt writes them (sections are y) or as after trimvol -rx.  [default: z is the shortest side]",
+    help="Axes of both as IMOD's tilt writes them (sections are y) or as after trimvol -rx.  [default: as the labels "
+    "in their headers say, else z is the shorter side]",
 )  # fmt: skip
 @click.option("--local", is_flag=True, help="Also write PREFIX_local.mrc, the resolution (Å) around every voxel.")
 @click.option("--frc", "images", is_flag=True, help="Sections are images: Fourier rings of each and of all.")
@@ -151,7 +152,7 @@ def main(
         curves, headline = {"frc": together}, "frc"
         record["image_resolution_A"] = [_number(curve.resolution_A(threshold)) for curve in single]
     else:
-        pair, file_order = as_volumes(pair, orientation)
+        pair = as_volumes(pair, orientation)
         pair, moved = _registered(pair, register, computing.name)
         soft, mask_name = _mask(mask, pair, orientation)
         angles, every_tilt = (None, False) if tilts is None else _tilt_angles(tilts)
@@ -159,6 +160,8 @@ def main(
             kind = f"{len(angles)} tilts" if every_tilt else "range"
             pair.sources.append(("tilts", f"{angles.min():.1f}° to {angles.max():.1f}°, {kind}", "--tilts"))
         echo_defaults(pair.sources)
+        for note in pair.notes:
+            click.echo(f"note  {note}")
         result = volume_fsc(
             pair.a, pair.b, pair.pixel_size_A, soft, tilt_deg=angles, every_tilt=every_tilt, cone_deg=cone, seed=seed,
             make_work=make_work,
@@ -190,8 +193,10 @@ def main(
     write_text(outputs[".json"], json.dumps(record, indent=1), overwrite)
     fsc_plot(curves, headline, threshold, outputs[".png"], single=single, title=f"{vol1.name} and {vol2.name}")
     if local_map is not None:
-        values = local_map if file_order == "xyz" else local_map[::-1].transpose(1, 0, 2)
-        write_volume(outputs[LOCAL_ENDING], values, pair.pixel_size_A, overwrite=overwrite, label="inr-fsc: Å")
+        order = pair.orders[0]
+        values = local_map if order == "xyz" else local_map[::-1].transpose(1, 0, 2)
+        label = f"inr-fsc: local resolution in Angstrom, {order}"
+        write_volume(outputs[LOCAL_ENDING], values, pair.pixel_size_A, overwrite=overwrite, label=label)
     names = [outputs[ending].name for ending in (*ENDINGS[1:], *([LOCAL_ENDING] if local else []))]
     click.echo(f"wrote {outputs['.star']}, {', '.join(names)}")
 
@@ -245,22 +250,33 @@ def _mask(name: str, pair: Pair, orientation: str | None) -> tuple[F32, str]:
 
 def _tilt_angles(given: str) -> tuple[F64, bool]:
     """Tilt angles (degrees), and whether they are every tilt or the ends of a range."""
-    ends = given.split(",")
-    if len(ends) == 2:
-        try:
-            angles = np.array([float(end) for end in ends])
-        except ValueError:
-            raise InputError(f"--tilts {given}: are not two angles; write them as -60,60") from None
-    elif (path := Path(given)).suffix in ANGLE_FILES:
-        angles = read_angles(path)
+    path, ends = Path(given), given.split(",")
+    of_file = path.exists() or not all(map(_is_number, ends))
+    if of_file:
+        if len(ends) == 2 and not path.exists():
+            raise InputError(f"--tilts {given}: are not two angles; write them as -60,60")
+        if path.suffix in ANGLE_FILES:
+            angles = read_angles(path)
+        else:
+            alignment = read_alignment(path)
+            angles = np.asarray(alignment.tilt_deg[alignment.included])
+    elif len(ends) == 2:
+        angles = np.array([float(end) for end in ends])
     else:
-        alignment = read_alignment(path)
-        angles = np.asarray(alignment.tilt_deg[alignment.included])
+        raise InputError(f"--tilts {given}: is neither a file nor two angles; give the first and the last as -60,60")
     if not (np.abs(angles) < 90).all() or np.ptp(angles) == 0:
         raise InputError(
             f"--tilts {given}: are not different angles between -90 and 90 degrees; give those of the series"
         )
-    return angles, len(ends) != 2
+    return angles, of_file
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _relion_mask(result: VolumeFsc, mask: str) -> dict[str, object]:

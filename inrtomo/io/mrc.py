@@ -21,6 +21,7 @@ from mrcfile.dtypes import HEADER_DTYPE, get_ext_header_dtype
 from numpy.typing import ArrayLike, NDArray
 
 from inrtomo.errors import InputError
+from inrtomo.io.axis_order import order_in
 from inrtomo.io.files import atomic_path, check_input
 
 Array = NDArray[np.float64]
@@ -50,6 +51,8 @@ class MrcHeader:
         offset: bytes before the first pixel.
         pixel_size_A: along x, or None when the header has none that makes sense.
         tilt_deg: stage tilt of every section from the extended header, or None.
+        labels: lines left by the programs that wrote the file, oldest first.
+        sections_are_images: whether it says that it is a stack and no volume. Many programs leave that open.
     """
 
     shape: tuple[int, int, int]
@@ -57,6 +60,8 @@ class MrcHeader:
     offset: int
     pixel_size_A: float | None
     tilt_deg: Array | None
+    labels: tuple[str, ...]
+    sections_are_images: bool
 
 
 class MrcStack:
@@ -152,7 +157,10 @@ def read_header(path: str | Path) -> MrcHeader:
         file.seek(HEADER_BYTES)
         block = file.read(min(extended, MAX_EXTENDED_BYTES))
     tilt, pixel = _extended_header(raw, block, header, order, nz)
-    return MrcHeader((nz, ny, nx), dtype, offset, _pixel_size(header) or pixel, tilt)
+    labels = _labels(header)
+    # a volume may keep the extended header of the stack it was made from
+    images = _is_stack(header) or (tilt is not None and order_in(labels) is None)
+    return MrcHeader((nz, ny, nx), dtype, offset, _pixel_size(header) or pixel, tilt, labels, images)
 
 
 def _in_byte_order(raw: bytes, path: Path) -> tuple[Any, str]:
@@ -171,6 +179,17 @@ def _bytes_are_unsigned(raw: bytes, header: Any, order: str) -> bool:
     if stamp == IMOD_STAMP:
         return not flags & SIGNED_BYTES_FLAG
     return float(header["dmin"]) >= 0 and float(header["dmax"]) > 127
+
+
+def _is_stack(header: Any) -> bool:
+    """MRC2014: space group 0 and a grid of one section; files from before have 0 and a grid of all for volumes, too."""
+    return int(header["ispg"]) == 0 and 0 < int(header["mz"]) < int(header["nz"])
+
+
+def _labels(header: Any) -> tuple[str, ...]:
+    """The labels in use, without what pads them."""
+    count = min(max(0, int(header["nlabl"])), len(header["label"]))
+    return tuple(bytes(label).decode("ascii", "replace").strip("\0 ") for label in header["label"][:count])
 
 
 def _pixel_size(header: Any) -> float | None:
