@@ -17,6 +17,7 @@ from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.mrc import read_volume
 from inrtomo.localized.weights import card_of, load_weights
 from tests.forks import Forks
+from tests.listing import list_of_two
 from tests.running import ROOT, run_command
 
 pytestmark = pytest.mark.slow
@@ -103,9 +104,8 @@ def test_recon_field(smallest_series: Path, tmp_path: Path) -> None:
 
 def test_train(smallest_series: Path, tmp_path: Path) -> None:
     """Training on two pairs with --resume; checkpoints come more often than every 45 s, not at validations alone."""
-    pairs = smallest_series / "pairs.star"
-    row = "ts.mrc ts_truth.json ts_truth.mrc\n"
-    pairs.write_text("data_\n\nloop_\n_inrStack #1\n_inrAlignment #2\n_inrReference #3\n" + 2 * row)
+    there = [smallest_series / name for name in ("ts.mrc", "ts_truth.json", "ts_truth.mrc")]
+    pairs = list_of_two(smallest_series / "pairs.star", *there)
     args = ["--pairs", pairs, "--orientation", "xyz", "--width", 16, "--batch", 128, "--steps", 300, "--device", "cpu"]
     less = "import inrtomo.localized.training as t; t.SAVE_EVERY_S = 0.2; t.START_BLOCKS = 5000\n"
     less += "import inrtomo.commands._listed_pairs as r; r.LISTED_BLOCKS = 2000"

@@ -29,6 +29,7 @@ from inrtomo.localized.scaling import CONDITIONS
 from inrtomo.localized.training import Pool, Training, TrainingSettings, losses
 from inrtomo.localized.weights import load_weights, shipped_weights
 from inrtomo.metrics.volume import best_isotropic_filter_cc, cc
+from tests.listing import list_of_two
 from tests.running import Inr, assert_refused
 
 SMALL = Architecture(width=12, depth=2, filters=2)
@@ -220,11 +221,8 @@ def series(tiny_series: Path, tmp_path: Path) -> Path:
 
 
 def listed(series: Path, reference: str = "reference.mrc") -> Path:
-    """A list of two pairs that are the same."""
-    star = series / "pairs.star"
-    row = f"ts.mrc ts_truth.json {reference}"
-    star.write_text(f"data_\n\nloop_\n_inrStack #1\n_inrAlignment #2\n_inrReference #3\n{row}\n{row}\n")
-    return star
+    """A list of two series of the same images."""
+    return list_of_two(series / "pairs.star", series / "ts.mrc", series / "ts_truth.json", reference)
 
 
 def test_train_on_pairs_then_fine_tune_then_infer(inr: Inr, series: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,14 +32,19 @@ class AlignedStack:
 
 
 def read_aligned_stack(
-    stack: Path, alignment_path: Path, pixel_size_A: float | None, exclude: tuple[int, ...] = ()
+    stack: Path,
+    alignment_path: Path,
+    pixel_size_A: float | None,
+    exclude: tuple[int, ...] = (),
+    pixel_size_named: str = "--pixel-size",
 ) -> AlignedStack:
     """Open a stack with its alignment; a ``.tlt`` as alignment says that the stack is aligned already.
 
+    ``pixel_size_named`` is what a user of the command gives the pixel size with.
     Raises InputError when they do not belong together, the pixel size is unknown, or a tilt to leave out is not there.
     """
     if pixel_size_A is not None and not pixel_size_A > 0:
-        raise InputError(f"--pixel-size {pixel_size_A:g}: must be positive; give Å per pixel")
+        raise InputError(f"{pixel_size_named} {pixel_size_A:g}: must be positive; give Å per pixel")
     aligned_already = alignment_path.suffix in ANGLES_ONLY
     if aligned_already and not alignment_path.is_file():
         raise InputError(f"{alignment_path}: no such file; check the name")
@@ -56,7 +61,7 @@ def read_aligned_stack(
         alignment = read_alignment(alignment_path, series, notes)
     pixel = series.pixel_size_A or alignment.pixel_size_A
     if pixel is None:
-        raise InputError(f"{stack}: its header has no pixel size; give --pixel-size")
+        raise InputError(f"{stack}: its header has no pixel size; give {pixel_size_named}")
     outside = [tilt for tilt in exclude if tilt >= series.n_tilts]
     if outside:
         raise InputError(f"--exclude {outside[0]}: there are {series.n_tilts} tilts, counted from 0")

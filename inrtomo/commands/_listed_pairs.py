@@ -1,4 +1,4 @@
-"""The pairs of ``inr-train --pairs``: rows of a STAR list, read and sampled."""
+"""The pairs of ``inr-train --pairs``: rows of a STAR list, read as ``inr-infer`` reads series, and sampled."""
 
 from __future__ import annotations
 
@@ -8,66 +8,116 @@ import click
 import numpy as np
 
 from inrtomo.commands._aligned_stack import read_aligned_stack
+from inrtomo.commands._tomogram_run import defoci_of, polarity_of, underfocus_um
 from inrtomo.errors import InputError
 from inrtomo.io.mrc import read_volume
 from inrtomo.io.star import read_star
 from inrtomo.localized.blocks import Blocks
 from inrtomo.localized.cache import SampleCache, add_pair
 from inrtomo.localized.pairs import Pair, measured_pair
+from inrtomo.reconstruct.ctf_correction import ctf_corrected
 
 LISTED_BLOCKS = 40000  # of each listed pair
 COLUMNS = ("inrStack", "inrAlignment", "inrReference")
-LISTED_HELD_OUT = 0.2  # of the listed pairs, at least one
+NUMBERS = {"inrPixelSize": (0.1, 100.0, "Å per raw pixel"), "inrVoltage": (60.0, 1200.0, "kV")}
+"""Columns that need not be there, and between which values they are."""
+OPTIONAL = (*NUMBERS, "inrCtf")
+NOT_GIVEN = ("", "none")
+DEFAULT_VOLTAGE_KV = 300.0  # as --voltage of inr-infer
+LISTED_HELD_OUT = 0.2  # of the listed stacks, at least one
+USUAL_LIKENESS = 0.45  # of a reference: 95 % of simulated pairs reach it (see `LEAST_LIKENESS`)
 
 Row = dict[str, str]
+"""A value for each of `COLUMNS` and `OPTIONAL`; empty where it is not given. Paths start at the list's folder."""
 
 
 def listed_rows(path: Path) -> list[Row]:
     """Rows of a list of pairs, all files there.
 
     Raises:
-        InputError: columns or files are missing, or it has fewer than two pairs.
+        InputError: columns or files are missing, values are none, or it has fewer than two stacks.
     """
     for table in read_star(path).values():
         if set(COLUMNS) <= set(table):
-            rows = [
-                dict(zip(COLUMNS, values, strict=True)) for values in zip(*(table[c] for c in COLUMNS), strict=True)
-            ]
             break
     else:
         raise InputError(f"{path}: has no table with the columns {', '.join(COLUMNS)}; add them")
-    if len(rows) < 2:
-        raise InputError(f"{path}: {len(rows)} pair; at least two are needed, one of them for validation")
+    given = {name: table[name] for name in (*COLUMNS, *OPTIONAL) if name in table}
+    values = zip(*given.values(), strict=True)
+    rows = [dict.fromkeys(OPTIONAL, "") | dict(zip(given, row, strict=True)) for row in values]
     for row in rows:
-        for name in COLUMNS:
-            if not (path.parent / row[name]).exists():
-                raise InputError(
-                    f"{path}: {row[name]} ({name}) does not exist; paths are relative to the list's folder"
-                )
+        row |= {name: "" for name in OPTIONAL if row[name].lower() in NOT_GIVEN}
+        _check(path, row)
+    stacks = {_file(path, row, "inrStack") for row in rows}
+    if len(stacks) < 2:
+        raise InputError(
+            f"{path}: lists {len(stacks)} tilt series; at least two different ones are needed, one of them for "
+            "validation alone"
+        )
     return rows
+
+
+def _check(path: Path, row: Row) -> None:
+    """Raise InputError where a row cannot be used, before time goes into others."""
+    where = f"{path}: {row['inrStack']}:"
+    is_file = row["inrCtf"] and underfocus_um(row["inrCtf"], f"{where} inrCtf") is None
+    for name in (*COLUMNS, "inrCtf") if is_file else COLUMNS:
+        if not (path.parent / row[name]).exists():
+            raise InputError(f"{path}: {row[name]} ({name}) does not exist; paths are relative to the list's folder")
+    if _file(path, row, "inrReference") == _file(path, row, "inrStack"):
+        raise InputError(f"{where} is its own reference; give the volume that should come out of it")
+    for name, (low, high, what) in NUMBERS.items():
+        try:
+            good = not row[name] or low <= float(row[name]) <= high
+        except ValueError:
+            good = False
+        if not good:
+            raise InputError(f"{where} {name} {row[name]}: must be {what}, from {low:g} to {high:g}, or none")
+
+
+def _file(path: Path, row: Row, name: str) -> Path:
+    """A row's file, the same for all its names."""
+    return (path.parent / row[name]).resolve()
+
+
+def for_validation(path: Path, rows: list[Row]) -> list[bool]:
+    """Which rows are kept for validation: all of some stacks, so that none is learnt from and validated on."""
+    stacks = list(dict.fromkeys(_file(path, row, "inrStack") for row in rows))
+    apart = stacks[-max(1, round(LISTED_HELD_OUT * len(stacks))) :]
+    return [_file(path, row, "inrStack") in apart for row in rows]
 
 
 def fill_from_list(
     path: Path, rows: list[Row], orientation: str, blocks: Blocks, seed: int, cache: SampleCache, held_out: SampleCache
 ) -> None:
-    """Samples of a list's pairs, those that an earlier run has made left as they are; the last ones for validation."""
-    apart = max(1, round(LISTED_HELD_OUT * len(rows)))
-    for number, row in enumerate(rows):
-        into = cache if number < len(rows) - apart else held_out
-        name = f"{seed:06d}_{number:06d}.npz"
-        if not any(there.name == name for there in into.paths()):
-            add_pair(into, listed_pair(path, row, orientation), blocks, seed, number, LISTED_BLOCKS)
-        click.echo(f"{row['inrStack']}: {'for training' if into is cache else 'for validation'}")
+    """Samples of a list's pairs, those that an earlier run has made left as they are."""
+    for number, (row, apart) in enumerate(zip(rows, for_validation(path, rows), strict=True)):
+        into, said = (held_out, "for validation") if apart else (cache, "for training")
+        if not any(there.name == f"{seed:06d}_{number:06d}.npz" for there in into.paths()):
+            pair = listed_pair(path, row, orientation)
+            likeness = pair.facts["likeness"]
+            said += f"; its reference is like a back-projection: correlation {abs(likeness):.2f}"
+            if abs(likeness) < USUAL_LIKENESS:
+                said += f", less than the usual {USUAL_LIKENESS} and more; look at both"
+            add_pair(into, pair, blocks, seed, number, LISTED_BLOCKS)
+        click.echo(f"{row['inrStack']}: {said}")
 
 
 def listed_pair(path: Path, row: Row, orientation: str) -> Pair:
     """A row of the list as a pair."""
     stack, alignment, reference = (path.parent / row[name] for name in COLUMNS)
-    given = read_aligned_stack(stack, alignment, None)
+    pixel = float(row["inrPixelSize"]) if row["inrPixelSize"] else None
+    given = read_aligned_stack(stack, alignment, pixel, pixel_size_named=f"the column inrPixelSize in {path}")
     volume, _ = read_volume(reference)
     if orientation == "imod":
         volume = np.ascontiguousarray(volume.transpose(1, 0, 2)[::-1])
+    image = given.series.image
+    if row["inrCtf"]:
+        typed = underfocus_um(row["inrCtf"]) is not None
+        defoci = defoci_of(row["inrCtf"] if typed else str(path.parent / row["inrCtf"]), given)
+        voltage = float(row["inrVoltage"] or DEFAULT_VOLTAGE_KV)
+        image = ctf_corrected(image, given.alignment, defoci, "flip", voltage)
     try:
-        return measured_pair(given.series.image, given.alignment, volume)
+        return measured_pair(image, given.alignment, volume, polarity_of(given, "cpu"))
     except InputError as error:
         raise InputError(f"{reference}: {error}") from None

@@ -69,7 +69,7 @@ class TomogramRun(Generic[Options]):
             raise InputError(f"--bin {o.binning}: nothing is left of images of {nx} x {ny}")
         self.shape = max(1, round(self.thickness_px / o.binning)), ny, nx
         self.voxel_A = given.pixel_size_A * o.binning
-        self.defoci = _defoci(o.ctf, given)
+        self.defoci = None if o.ctf is None else defoci_of(o.ctf, given)
         self.memory: float = o.memory or DEFAULT_MEMORY_GIB * 2.0**30
         self.device_memory = memory_bound(devices, o.memory, self.memory)
         self.record: dict[str, Any] = {}
@@ -181,17 +181,27 @@ class TomogramRun(Generic[Options]):
         write_text(o.beside(".json"), json.dumps(record, indent=1, default=str), o.overwrite)
 
 
-def _defoci(ctf: str | None, given: AlignedStack) -> Defoci | None:
-    """Defocus of every image, from a file or one for all (micrometres)."""
-    if ctf is None:
-        return None
+def underfocus_um(ctf: str, named: str = "--ctf") -> float | None:
+    """The underfocus that was typed, in the words of ``named``; None for the name of a file.
+
+    Raises:
+        InputError: it is none.
+    """
     try:
         microns = float(ctf)
     except ValueError:
+        return None
+    if not 0.1 <= microns <= 20:
+        raise InputError(f"{named} {ctf}: must be from 0.1 to 20 um of underfocus, or a file")
+    return microns
+
+
+def defoci_of(ctf: str, given: AlignedStack) -> Defoci:
+    """Defocus of every image, from a file or one for all (micrometres)."""
+    microns = underfocus_um(ctf)
+    if microns is None:
         given.sources.append(("CTF", "of every image", ctf))
         return read_ctf(Path(ctf), given.series.n_tilts)
-    if not 0.1 <= microns <= 20:
-        raise InputError(f"--ctf {ctf}: must be from 0.1 to 20 um of underfocus, or a file")
     given.sources.append(("CTF", f"{microns:g} um of underfocus", "--ctf"))
     return Defoci.of(microns * 1e4, given.series.n_tilts)
 

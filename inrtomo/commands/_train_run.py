@@ -76,11 +76,11 @@ class Run:
             for path in there:  # the checkpoint first, so that nothing goes on with what is only half removed
                 path.unlink()
             shutil.rmtree(o.folder / "cache", ignore_errors=True)
-        cache = o.folder / "cache" / self.source()
-        self.cache = SampleCache(cache / "train", o.cache_pairs)
+        cache, most = o.folder / "cache" / self.source(), o.cache_pairs if o.simulate else len(self.rows)
+        self.cache = SampleCache(cache / "train", most)
         self.held_out = SampleCache(cache / "held_out", 10**6)
         self.settings = TrainingSettings(
-            o.steps, o.batch, o.rate or (RATE if self.start is None else FINE_RATE), pool=o.cache_pairs, seed=o.seed
+            o.steps, o.batch, o.rate or (RATE if self.start is None else FINE_RATE), pool=most, seed=o.seed
         )
 
     def run(self) -> None:
@@ -95,7 +95,7 @@ class Run:
         ])  # fmt: skip
         torch.set_num_threads(max(1, torch.get_num_threads() - (o.workers if o.simulate else 0)))
         with self.data() as processes:
-            pool = Pool(self.cache, o.cache_pairs, a.blocks, self.spans)
+            pool = Pool(self.cache, self.settings.pool, a.blocks, self.spans)
             if o.simulate:
                 with Progress("first pairs") as progress:
                     wait_for(self.cache, FIRST_PAIRS, processes, progress)

@@ -14,7 +14,7 @@ from inrtomo.errors import InputError
 OUTPUTS = ("haar", "pixel")
 STEPS, BATCH, RATE, FINE_RATE, WIDTH, DEPTH = 20000, 4096, 2e-3, 3e-4, 160, 2
 """What --help says of things that would take seconds to load; a test holds it against them."""
-SIMULATED_ALONE, LISTED_ALONE = ("densities", "held_out", "workers"), ("orientation",)
+SIMULATED_ALONE, LISTED_ALONE = ("densities", "held_out", "cache_pairs", "workers"), ("orientation",)
 """Options that mean nothing to listed pairs, and to simulated ones."""
 FRESH_ALONE = ("form", "width", "depth")
 """Options that mean nothing to weights that are gone on with."""
@@ -27,7 +27,9 @@ FRESH_ALONE = ("form", "width", "depth")
     "--pairs",
     type=click.Path(path_type=Path),
     metavar="LIST.star",
-    help="Learn from these: columns inrStack, inrAlignment, inrReference (an MRC volume over the view).",
+    help="Learn from these: columns inrStack, inrAlignment, inrReference (an MRC volume over the view), and where "
+    "needed inrPixelSize (Å) and, as --ctf and --voltage of inr-infer, inrCtf and inrVoltage; none: not given. "
+    "A fifth of the stacks, the last ones, are for validation.",
 )
 @click.option("--densities", type=click.Path(path_type=Path), help="--simulate: folder of molecules, MRC files.")
 @click.option(
@@ -49,7 +51,10 @@ FRESH_ALONE = ("form", "width", "depth")
 @click.option("--rate", type=float, help=f"Highest learning rate.  [default: {RATE:g}, with --start {FINE_RATE:g}]")
 @click.option("--held-out", type=click.IntRange(1), default=40, help="--simulate: pairs kept for validation.")
 @click.option(
-    "--cache-pairs", type=click.IntRange(8), default=600, help="Pairs kept on disk (2 MB each) and in memory."
+    "--cache-pairs",
+    type=click.IntRange(8),
+    default=600,
+    help="--simulate: pairs kept on disk (2 MB each) and in memory.",
 )
 @click.option("--workers", type=click.IntRange(1), default=1, help="--simulate: processes that make pairs.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of specimens, noise, batches and first weights.")

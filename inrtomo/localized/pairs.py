@@ -40,7 +40,12 @@ DENSE_STEP_DEG = 1.5  # a specimen is projected once, so densely, and every seri
 STEEPEST_DEG = 69.0
 SERIES_OF_A_SPECIMEN = 8
 CALIBRATION_PX = 2.0  # smoothing before a reference is held against a back-projection
-LEAST_LIKENESS = 0.1
+LEAST_LIKENESS = 0.3
+"""Of a reference and a back-projection of its series, smoothed, in what varies along z: any projection is like a
+back-projection in its mean over z, the tilt stack itself up to 0.71. Measured on 120 simulated pairs, -15 to 10 dB,
+with and without transfer function and error of the alignment: the truth 0.37 to 0.86 (median 0.66), without its missing
+wedge 0.44 to 0.96 (0.82); another specimen's at most 0.07, the tilt stack itself 0.34, the truth turned about x by 180
+degrees 0.23 and upside down 0.51 (medians 0.10 and less)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Pair:
     alignment: of the images, as it is believed to be.
     reference: ``[z, y, x]`` over the view; density per px in the images' units.
     pixel_size_A: of the images.
-    facts: what it was made with.
+    facts: what it was made with, or what was found of it.
+    weight: ``(n_tilts, ny, nx)``: pixels that say nothing have 0; None where all were seen.
     """
 
     images: F32
@@ -58,6 +64,7 @@ class Pair:
     reference: F32
     pixel_size_A: float
     facts: dict[str, float]
+    weight: F32 | None = None
 
 
 def simulated_pairs(seed: int | list[int], densities: Path | None, folder: Path) -> Iterator[Pair]:
@@ -187,8 +194,12 @@ def _dense_alignment(settings: SimulationSettings, random: np.random.Generator) 
     return true_alignment(settings, tilt, np.arange(len(tilt)), random)
 
 
-def measured_pair(image: Callable[[int], NDArray], alignment: Alignment, reference: F32) -> Pair:
+def measured_pair(image: Callable[[int], NDArray], alignment: Alignment, reference: F32, polarity: int = 0) -> Pair:
     """A recorded series and a reference ``[z, y, x]`` made of it; the reference may have any grey scale, either sign.
+
+    Args:
+        image: raw image of a stack index, its phases turned back if inference is to do so.
+        polarity: of the images, as `PrepareSettings` has it.
 
     Raises:
         InputError: the reference is not over the view, or shows nothing that the tilts show.
@@ -201,16 +212,24 @@ def measured_pair(image: Callable[[int], NDArray], alignment: Alignment, referen
             f"is {across} x {along} voxels across, and images of {nx} x {ny} px make {nx // bin} x {ny // bin}; "
             "give a volume over the whole view, of the orientation that --orientation says"
         )
-    tilts = prepared_tilts(Source("", image, alignment), bin, PrepareSettings(restore=False))
+    tilts = prepared_tilts(Source("", image, alignment), bin, PrepareSettings(polarity=polarity, restore=False))
     volume = fbp_volume(tilts.images, tilts.alignment, reference.shape[0], "ramp")
-    seen, wanted = (ndimage.gaussian_filter(v - v.mean(dtype=np.float64), CALIBRATION_PX) for v in (volume, reference))
-    likeness = float(np.corrcoef(seen.ravel(), wanted.ravel())[0, 1])
+    seen, wanted = (ndimage.gaussian_filter(v - v.mean(), CALIBRATION_PX) for v in (volume, reference))
+    likeness = likeness_of(seen, wanted)
     if not abs(likeness) >= LEAST_LIKENESS:
         raise InputError(
-            f"is nothing like a back-projection of its tilt series (correlation {likeness:.2f} after smoothing); "
+            f"is nothing like a back-projection of its tilt series (correlation {likeness:.2f} after smoothing, "
+            f"where those that are reach {LEAST_LIKENESS}); "
             "is it of this series, and of the orientation that --orientation says?"
         )
     slope = float((seen * wanted).sum(dtype=np.float64) / (wanted**2).sum(dtype=np.float64))
     density = slope * (reference - np.median(reference))
     pixel = (alignment.pixel_size_A or DENSITY_VOXEL_A) * bin
-    return Pair(tilts.images, tilts.alignment, density.astype(np.float32), pixel, {})
+    return Pair(tilts.images, tilts.alignment, density.astype(np.float32), pixel, {"likeness": likeness}, tilts.weight)
+
+
+def likeness_of(a: F32, b: F32) -> float:
+    """Correlation of two volumes ``[z, y, x]`` in what varies along z; nan where nothing does."""
+    a, b = (v - v.mean(axis=0) for v in (a, b))
+    with np.errstate(invalid="ignore"):
+        return float(np.vdot(a, b) / np.sqrt(np.vdot(a, a) * np.vdot(b, b)))

@@ -62,7 +62,7 @@ def pair_samples(pair: Pair, blocks: Blocks, random: np.random.Generator, count:
     corners = np.stack([random.integers(0, n - blocks.edge + 1, count) for n in shape], axis=1)
     half = (blocks.edge - 1) / 2
     centres = np.stack([corners[:, k] + half - centre_index(shape[k]) for k in (2, 1, 0)], axis=1).astype(np.float32)
-    with filtered_tilts(pair.images, pair.alignment, shape[0]) as tilts:
+    with filtered_tilts(pair.images, pair.alignment, shape[0], weight=pair.weight) as tilts:
         scaling = measured_scaling(tilts, shape, pair.pixel_size_A)
         features = scaling.scaled(_features(tilts, corners, centres, shape, blocks), blocks.size)
     target = blocks.cut(pair.reference, corners) / np.float32(scaling.unit)

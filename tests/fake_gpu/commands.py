@@ -23,6 +23,7 @@ from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.mrc import read_volume, write_volume
 from inrtomo.reconstruct import field
 from tests.fake_gpu import install
+from tests.listing import list_of_two
 from tests.running import run_command
 
 GPU = "cuda:0"
@@ -161,11 +162,8 @@ def test_local_reconstruction(given: tuple[Path, Path], tmp_path: Path) -> None:
 def test_training(series: Path, tmp_path: Path) -> None:
     truth, _ = read_volume(series / "ts_truth.mrc")
     write_volume(tmp_path / "reference.mrc", truth, 10.0)
-    row = f"{series / 'ts.mrc'} {series / 'ts_truth.json'} reference.mrc"
-    (tmp_path / "pairs.star").write_text(
-        f"data_\nloop_\n_inrStack #1\n_inrAlignment #2\n_inrReference #3\n{row}\n{row}\n"
-    )
-    words = "-o", "OUT", "--pairs", tmp_path / "pairs.star", *"--orientation xyz --width 8 --batch 64".split()
+    pairs = list_of_two(tmp_path / "pairs.star", series / "ts.mrc", series / "ts_truth.json", "reference.mrc")
+    words = "-o", "OUT", "--pairs", pairs, *"--orientation xyz --width 8 --batch 64".split()
     made(tmp_path, "train", *words, "--steps", 6)
     made(tmp_path, "train", *words, "--steps", 12, "--resume")
     ours, other = (json.loads((tmp_path / at / "out" / "weights.json").read_text()) for at in ("cpu", "gpu"))
