@@ -16,6 +16,7 @@ from inrtomo.localized.blocks import Blocks
 from inrtomo.localized.cache import SampleCache, add_pair
 from inrtomo.localized.pairs import Pair, measured_pair
 from inrtomo.reconstruct.ctf_correction import ctf_corrected
+from inrtomo.reconstruct.halves import ImageReader
 
 LISTED_BLOCKS = 40000  # of each listed pair
 COLUMNS = ("inrStack", "inrAlignment", "inrReference")
@@ -111,7 +112,7 @@ def listed_pair(path: Path, row: Row, orientation: str) -> Pair:
     volume, _ = read_volume(reference)
     if orientation == "imod":
         volume = np.ascontiguousarray(volume.transpose(1, 0, 2)[::-1])
-    image = given.series.image
+    image: ImageReader = given.series.image
     if row["inrCtf"]:
         typed = underfocus_um(row["inrCtf"]) is not None
         defoci = defoci_of(row["inrCtf"] if typed else str(path.parent / row["inrCtf"]), given)
