@@ -216,7 +216,7 @@ def _notes_on_images(pair: Pair) -> list[str]:
     names = " and ".join(str(file.path) for file in pair.files if file.images)
     if not names:
         return []
-    return [f"{names}: the header says that sections are images, and they are compared as a volume; --frc is for images"]
+    return [f"{names}: the header says that sections are images, compared as a volume here; --frc is for images"]
 
 
 def _check_sides(shape: tuple[int, ...], path: Path) -> None:
