@@ -15,6 +15,8 @@ from inrtomo.align.joint import JointFit, standardised
 from inrtomo.align.prepare import PrepareSettings
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.commands import _recon_run
+from inrtomo.commands._aligned_stack import read_aligned_stack
+from inrtomo.commands._tomogram_run import without_unusable
 from inrtomo.commands.recon import main
 from inrtomo.ctf import Defoci
 from inrtomo.device import Device
@@ -242,3 +244,14 @@ def test_a_tomogram_made_on_a_device_is_that_of_the_cpu(tmp_path, raw, words, mo
         said.append(json.loads((tmp_path / f"{name[-1]}.json").read_text())["all"]["wedge_energy"])
     assert made[0].std() > 0 and said[1] == pytest.approx(said[0], rel=1e-3)
     np.testing.assert_allclose(made[1], made[0], atol=2e-4 * np.abs(made[0]).max())
+
+
+def test_tilts_that_hold_nothing_are_found_on_a_device(tmp_path, raw):
+    blank = raw.copy()
+    blank[[0, 3]] = np.random.default_rng(0).normal(100, 1e-3, (2, *raw.shape[1:]))
+    write_stack(tmp_path / "ts.mrc", blank, 10.0)
+    write_alignment(tmp_path, "ts", alignment(), stack="ts.mrc")
+    given = read_aligned_stack(tmp_path / "ts.mrc", tmp_path / "ts.xf", None)
+    for device in ("cpu", DEVICE):
+        found = without_unusable(given, device)
+        assert found.alignment.excluded.keys() == {0, 3} and len(found.sources) == len(given.sources) + 2

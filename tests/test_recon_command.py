@@ -11,7 +11,8 @@ import mrcfile
 import numpy as np
 import pytest
 
-from inrtomo.io.mrc import open_stack, write_volume
+from inrtomo.commands import _tomogram_run
+from inrtomo.io.mrc import open_stack, write_stack, write_volume
 from inrtomo.metrics.volume import cc
 from inrtomo.reconstruct import field
 from inrtomo.reconstruct.field import FieldFit
@@ -151,6 +152,54 @@ def test_sirt_and_halves_of_tilts_where_there_are_no_frames(inr: Inr, series: Pa
     assert record["all"]["wedge_energy"] < 0.01
     volume = read(out)
     assert cc(volume, truth_like(series, volume.shape)) > 0.6
+
+
+@pytest.fixture(scope="module")
+def half_blank(tiny_series: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny series with nothing but weak noise in the first two and the last tilt, without stacks of frames."""
+    folder = tmp_path_factory.mktemp("blank")
+    images = mrcfile.read(tiny_series / "ts.mrc").copy()
+    images[[0, 1, 20]] = np.random.default_rng(0).normal(images.mean(), 1e-3 * images.std(), images[:3].shape)
+    write_stack(folder / "ts.mrc", images, 10.0)
+    for name in ("ts.rawtlt", "ts_truth.json"):
+        shutil.copy(tiny_series / name, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["fbp", "sirt", "sart-tv"])
+def test_blank_tilts_are_left_out_by_every_method_and_said_so(
+    inr: Inr, half_blank: Path, tmp_path: Path, method: str
+) -> None:
+    """And the denoisers, which read the tilt range in OUT.json, are told that of the tilts that were used."""
+    stack, truth = half_blank / "ts.mrc", half_blank / "ts_truth.json"
+    more = (*OPTIONS, "--bin", 4, "--halves", "--method", method)
+    more = more if method == "fbp" else (*more, "--iterations", 2)
+    done = inr("recon", stack, truth, "-o", tmp_path / "a.mrc", *more)
+    assert done.exit_code == 0, done.output
+    assert "-48.00 to 54.00°, 18 tilts" in done.output and "21 tilts" not in done.output
+    for tilt in (0, 1, 20):
+        assert f"tilt {tilt} ({-60 + 6 * tilt:.1f} deg) left out: blank" in done.output
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["tilt_range_deg"] == [-48, 54]
+    assert [tilt for tilt, _ in record["excluded_tilts"]] == [0, 1, 20]
+    assert record["all"]["tilts_used"] == list(range(2, 20))
+    odd, even = (record[half] for half in ("odd", "even"))
+    assert sorted(odd["tilts_used"] + even["tilts_used"]) == list(range(2, 20))
+    assert sorted([odd["tilt_range_deg"], even["tilt_range_deg"]]) == [[-48, 48], [-42, 54]]
+    without = inr("recon", stack, truth, "-o", tmp_path / "b.mrc", *more, "--exclude", "0-1,20")
+    assert without.exit_code == 0, without.output
+    for name in ("", "_odd", "_even"):
+        np.testing.assert_array_equal(read(tmp_path / f"a{name}.mrc"), read(tmp_path / f"b{name}.mrc"))
+
+
+def test_a_tilt_found_blank_only_by_the_method_is_in_the_record_too(
+    inr: Inr, half_blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tomogram_run, "without_unusable", lambda given, device: given)
+    args = ("recon", half_blank / "ts.mrc", half_blank / "ts_truth.json", "-o", tmp_path / "a.mrc", *OPTIONS)
+    done = inr(*args, "--method", "sirt", "--iterations", 2)
+    assert "tilt range of a.mrc: -48.00 to 54.00°, 18 tilts, of -60.00 to 60.00°, 21 tilts" in done.output
+    assert json.loads((tmp_path / "a.json").read_text())["tilt_range_deg"] == [-48, 54]
 
 
 def test_a_fit_without_density_is_no_tomogram(inr: Inr, series: Path, short: None) -> None:

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -34,6 +34,7 @@ from inrtomo.report.figures import slices
 
 TOMOGRAM_SHARE = 0.25  # of the memory: a larger tomogram waits in a scratch file for what concerns all of it
 POLARITY_SIZE = 512  # px: enough of an image to see whether protein is bright
+JUDGED_SIZE = 512  # px, at most, of images that are looked at for whether they hold anything: all are held at once
 
 Options = TypeVar("Options", bound=TomogramOptions)
 
@@ -47,7 +48,7 @@ class TomogramRun(Generic[Options]):
         inputs: files besides stack and alignment that must not be written over.
 
     Attributes:
-        given: the stack and its alignment, and where everything was found.
+        given: the stack and its alignment without dark and blank tilts, and where everything was found.
         shape: voxels (nz, ny, nx) of a tomogram; voxel_A: their size.
         thickness_px: raw px.
         memory, device_memory: bounds in bytes, of this process and of what it holds where it computes.
@@ -60,7 +61,7 @@ class TomogramRun(Generic[Options]):
         self.o = o = options
         self.device = devices[0]
         check_outputs(self.new_files(), o.overwrite, o.stack, o.alignment, *inputs)
-        self.given = given = read_aligned_stack(o.stack, o.alignment, o.pixel_size, o.exclude)
+        given = read_aligned_stack(o.stack, o.alignment, o.pixel_size, o.exclude)
         self.thickness_px = max(o.binning, round(_thickness_nm(o, given) * 10 / given.pixel_size_A))
         if len(np.unique(np.round(given.alignment.tilt_deg[given.alignment.included], 3))) < 2:
             raise InputError(f"{o.stack}: fewer than two different tilt angles are left; a reconstruction needs more")
@@ -74,6 +75,7 @@ class TomogramRun(Generic[Options]):
         self.device_memory = memory_bound(devices, o.memory, self.memory)
         self.record: dict[str, Any] = {}
         self.started = time.monotonic()
+        self.given = without_unusable(given, self.device.name)
 
     def new_files(self) -> list[Path]:
         """What must not be there yet."""
@@ -107,11 +109,9 @@ class TomogramRun(Generic[Options]):
     def run(self) -> None:
         """Everything, the tomogram of all data last, so that it is there only when all is."""
         o, given = self.o, self.given
-        tilts = np.sort(given.alignment.tilt_deg[given.alignment.included])
         given.sources.append(("device", self.device.name, self.device.sentence))
-        given.sources.append(("tilt range", f"{tilts[0]:.2f} to {tilts[-1]:.2f}°, {len(tilts)} tilts", "used"))
+        given.sources.append(("tilt range", _range_said(given.alignment), "used"))
         given.sources.extend(self.rows())
-        self.record["tilt_range_deg"] = [float(tilts[0]), float(tilts[-1])]
         sources = []
         if o.with_halves:
             first, second, what = halves(given.series, given.alignment)
@@ -136,7 +136,7 @@ class TomogramRun(Generic[Options]):
             facts["wedge_energy"] = energy_in_wedge(volume.volume, *where, self.device.name)
             if o.normalize:
                 facts["mean_and_sd_before"] = list(volume.normalise())
-            facts["tilts_used"] = used.included.tolist()
+            facts |= _tilts_of(used)
             self.record[source.name or "all"] = facts
             path = self.path_of(source.name)
             if not source.name:
@@ -145,6 +145,8 @@ class TomogramRun(Generic[Options]):
             label = f"{self.program}: {self.made_by}, {o.orientation}"
             sections, rows, columns = volume.write(path, o.orientation, self.voxel_A, o.overwrite, label)
         click.echo(f"wrote {path} ({columns} x {rows} x {sections}, {self.voxel_A:.4g} Å/voxel, {o.orientation})")
+        if used.excluded.keys() != source.alignment.excluded.keys():
+            click.echo(f"tilt range of {path.name}: {_range_said(used)}, of {_range_said(source.alignment)} before")
         click.echo(f"{100 * facts['wedge_energy']:.1f} % of its variance lies in the missing wedge")
         if not source.name:
             peak = peak_memory_bytes()
@@ -167,7 +169,8 @@ class TomogramRun(Generic[Options]):
             "stack": str(o.stack),
             "alignment": str(o.alignment),
             "sources": [[what, str(value), source] for what, value, source in given.sources],
-            "excluded_tilts": [[tilt, reason] for tilt, reason in sorted(given.alignment.excluded.items())],
+            "tilt_range_deg": self.record["all"]["tilt_range_deg"],
+            "excluded_tilts": self.record["all"]["excluded_tilts"],
             "voxel_size_A": self.voxel_A,
             "thickness_nm": self.thickness_px * given.pixel_size_A / 10,
             "shape_zyx": list(self.shape),
@@ -217,6 +220,41 @@ def _thickness_nm(o: TomogramOptions, given: AlignedStack) -> float:
     found = found or beside or (DEFAULT_THICKNESS_NM, "default")
     given.sources.append(("thickness", f"{found[0]:.4g} nm", found[1]))
     return found[0]
+
+
+def without_unusable(given: AlignedStack, device: str) -> AlignedStack:
+    """With dark and blank tilts left out, whatever the method: judged as `prepare` does, on small images.
+
+    Raises:
+        InputError: too few tilts are left.
+    """
+    alignment = given.alignment
+    images = given.series.read(bin=-(-max(given.series.size) // JUDGED_SIZE))
+    settings = PrepareSettings(polarity=1, restore=False, mask_gold=False)  # a polarity, so that none is looked for
+    excluded = dict(alignment.excluded)
+    excluded = prepare(images, alignment.tilt_deg, None, settings, excluded, work=pixel_work_on(device)).excluded
+    notes: list[tuple[str, object, str]] = [
+        ("note", f"tilt {tilt} ({alignment.tilt_deg[tilt]:.1f} deg) left out: {reason}", "")
+        for tilt, reason in sorted(excluded.items())
+        if tilt not in alignment.excluded
+    ]
+    return replace(given, alignment=replace(alignment, excluded=excluded), sources=[*given.sources, *notes])
+
+
+def _tilts_of(used: Alignment) -> dict[str, Any]:
+    """What OUT.json says of the tilts of a tomogram."""
+    tilts = used.tilt_deg[used.included]
+    return {
+        "tilts_used": used.included.tolist(),
+        "tilt_range_deg": [float(tilts.min()), float(tilts.max())],
+        "excluded_tilts": [[int(tilt), reason] for tilt, reason in sorted(used.excluded.items())],
+    }
+
+
+def _range_said(used: Alignment) -> str:
+    """The tilts of a tomogram in words."""
+    tilts = used.tilt_deg[used.included]
+    return f"{tilts.min():.2f} to {tilts.max():.2f}°, {len(tilts)} tilts"
 
 
 def polarity_of(given: AlignedStack, device: str) -> int:
