@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from inrtomo.commands import _tomogram_run
+from inrtomo.commands.recon import OWN_OPTIONS
 from inrtomo.io.mrc import open_stack, write_stack, write_volume
 from inrtomo.metrics.volume import cc
 from inrtomo.reconstruct import field
@@ -336,6 +337,46 @@ def test_a_field_goes_on_where_it_was_stopped(
     before = out.stat().st_mtime_ns
     assert "nothing to do" in inr(*args, *more, "-o", out, "--resume").output
     assert out.stat().st_mtime_ns == before
+
+
+def test_a_complete_tomogram_of_other_options_is_not_what_was_asked_for(inr: Inr, series: Path, short: None) -> None:
+    """Whatever another run of the same name would change; not what changes nothing, as the memory."""
+    out, record = series / "out.mrc", series / "out.json"
+    args = ("recon", series / "ts.mrc", series / "ts_truth.json", "-o", out, "--method", "field")
+    made = (*OPTIONS, "--prior", "variation")
+    assert inr(*args, *made).exit_code == 0
+    before = out.read_bytes()
+    assert "nothing to do" in inr(*args, *made, "--resume", "--memory", "3G").output
+    assert_refused(inr(*args, *made, "--bin", 4, "--seed", 3, "--resume"), "out.json", "other --bin, --seed;")
+    assert_refused(inr(*args, *made, "--halves", "--exclude", 3, "--resume"), "other --halves, --exclude;")
+    assert_refused(inr(*args, *OPTIONS, "--resume"), "other --prior;")
+    shutil.copy(series / "ts.mrc", series / "another.mrc")
+    assert_refused(inr("recon", series / "another.mrc", *args[2:], *made, "--resume"), "other STACK;")
+    record.unlink()
+    assert_refused(inr(*args, *made, "--resume"), "out.mrc", "no out.json")
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("method", "label", "own"),
+    [
+        ("fbp", "fbp, exact", {"filter_name", "radial"}),
+        ("sirt", "sirt, 30 iterations", {"iterations", "subsets", "nonnegative", "support", "mask_gold"}),
+        ("sart-tv", "sart-tv, 20 iterations", {"iterations", "nonnegative", "mask_gold"}),
+    ],
+)
+def test_only_what_the_method_used_is_said_of_it(
+    inr: Inr, series: Path, method: str, label: str, own: set[str]
+) -> None:
+    done = inr("recon", series / "ts.mrc", series / "ts_truth.json", "-o", series / "out.mrc", "--method", method,
+               "--thickness", 30, "--bin", 8)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    with mrcfile.open(series / "out.mrc", header_only=True) as file:
+        assert f"inr-recon: {label}, imod" in str(file.header.label[0])
+    record = json.loads((series / "out.json").read_text())
+    assert "priors" not in record
+    assert own == record["settings"].keys() & OWN_OPTIONS.keys()
+    assert {"ctf", "voltage", "binning", "with_halves"} <= record["settings"].keys()
 
 
 def test_a_checkpoint_of_something_else_is_refused(inr: Inr, series: Path, short: None) -> None:

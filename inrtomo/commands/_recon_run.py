@@ -19,7 +19,7 @@ from inrtomo.align.prepare import PrepareSettings, find_defocus
 from inrtomo.alignment import Alignment
 from inrtomo.commands._common import Progress
 from inrtomo.commands._tomogram_run import TOMOGRAM_SHARE, TomogramRun, polarity_of
-from inrtomo.commands.recon import Options
+from inrtomo.commands.recon import MAY_DIFFER, Options
 from inrtomo.ctf import Defoci
 from inrtomo.device import choose_several
 from inrtomo.errors import InputError
@@ -38,8 +38,6 @@ from inrtomo.reconstruct.sirt import SirtSettings, sirt_slabs
 from inrtomo.reconstruct.slabs import Slab, ranges
 from inrtomo.reconstruct.tomogram import Tomogram, tomogram
 
-MAY_DIFFER = {"stack", "alignment", "output", "memory", "device", "resume", "overwrite"}
-"""Options of a run that goes on which need not be those it began with; what the files hold does."""
 BOUNDED_LOSSES, BOUNDED_SHARE = ("l1", "huber"), 0.25
 """Data terms whose pull is bounded, and their part of the usual weights: with all of it l1 leaves no density."""
 SWEEPS_SHARE = 0.55  # of the memory, for iterations: images and tomogram are held beside them
@@ -112,10 +110,12 @@ class Run(TomogramRun[Options]):
     @property
     def made_by(self) -> str:
         o = self.o
-        return f"{o.method}, {o.field_kind if o.method == 'field' else o.filter_name}"
+        iterations = o.iterations or (_SART if o.method == "sart-tv" else _SIRT).iterations
+        how = {"fbp": o.filter_name, "field": o.field_kind}.get(o.method, f"{iterations} iterations")
+        return f"{o.method}, {how}"
 
     def own_record(self) -> dict[str, Any]:
-        return {"priors": asdict(self.priors)}
+        return {"priors": asdict(self.priors)} if self.o.method == "field" else {}
 
     def run(self) -> None:
         """As of `TomogramRun`; Ctrl-C leaves what --resume goes on from."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,11 @@ class TomogramOptions:
         """OUT with an ending of its own, a tomogram's (``_odd``) followed by that of OUT."""
         suffix = "" if "." in ending else self.output.suffix
         return self.output.with_name(self.output.stem + ending + suffix)
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """The options that mean something to this run, for the record of it."""
+        return asdict(self)
 
     @property
     def outputs(self) -> list[Path]:

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -165,7 +165,7 @@ class TomogramRun(Generic[Options]):
             "program": self.program,
             "version": __version__,
             "command": shlex.join([self.program, *sys.argv[1:]]),
-            "settings": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(o).items()},
+            "settings": {name: str(v) if isinstance(v, Path) else v for name, v in o.used.items()},
             "stack": str(o.stack),
             "alignment": str(o.alignment),
             "sources": [[what, str(value), source] for what, value, source in given.sources],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ OWN_OPTIONS = {
     "resume": ("field",),
 }
 """Options that mean nothing to other methods."""
+MAY_DIFFER = {"stack", "alignment", "output", "memory", "device", "resume", "overwrite"}
+"""Options of a run that goes on which need not be those it began with; what the files hold does."""
 
 
 @command("inr-recon", context_settings={"show_default": True})
@@ -105,6 +108,8 @@ def main(context: click.Context, /, **options: Any) -> None:
     chosen = Options(**options)
     _check_combination(chosen, typed_options(context))
     if chosen.resume and chosen.output.exists() and not (chosen.checkpoint.exists() or chosen.overwrite):
+        names = {option.name: option.opts[-1] for option in context.command.params if option.name}
+        _check_complete(chosen, names)
         click.echo(f"{chosen.output}: complete already; nothing to do")
         return
     from inrtomo.commands._recon_run import Run  # takes seconds to load: not for --help
@@ -134,6 +139,15 @@ class Options(TomogramOptions):
     resume: bool
 
     @property
+    def used(self) -> dict[str, Any]:
+        others = {name for name, methods in OWN_OPTIONS.items() if self.method not in methods}
+        if self.method == "fbp" and self.filter_name != "sirt-like":
+            others.add("iterations")
+        if self.ctf is None:
+            others.add("ctf_mode")
+        return {name: value for name, value in super().used.items() if name not in others}
+
+    @property
     def outputs(self) -> list[Path]:
         return super().outputs + ([self.beside("_sd")] if self.average > 1 else [])
 
@@ -161,3 +175,31 @@ def _check_combination(o: Options, typed: set[str]) -> None:
         raise InputError("--ctf-mode: needs --ctf FILE or --ctf UM")
     if o.method != "field":  # which looks for signs of a transfer function where none is given
         refuse_voltage(o, typed)
+
+
+def _check_complete(o: Options, names: dict[str, str]) -> None:
+    """Refuse to take a tomogram that was made in another way for the one that is asked for.
+
+    Args:
+        names: what every option is called on the command line.
+
+    Raises:
+        InputError: it was, or nothing says how it was made.
+    """
+    path = o.beside(".json")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        before = dict(record["settings"])
+        inputs = {name: Path(record[name]).name for name in ("stack", "alignment")}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{o.output}: exists, and no {path.name} says how it was made; give another name or --overwrite"
+        ) from None
+    now = json.loads(json.dumps(o.used, default=str))
+    changed = [names[name] for name in now if name not in MAY_DIFFER and before.get(name) != now[name]]
+    changed += [name.upper() for name, was in inputs.items() if getattr(o, name).name != was]
+    if changed:
+        raise InputError(
+            f"{o.output}: is complete already, but {path.name} says that it was made with other {', '.join(changed)}; "
+            "give the same ones, another name, or --overwrite"
+        )
