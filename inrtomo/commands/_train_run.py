@@ -184,7 +184,7 @@ class Run:
             "held_out_loss": state.best,
             "held_out_loss_at_start": state.curve[0][2],
             "held_out_loss_by_noise": by_noise(training.held_out, training.best_losses),
-            "loss": "1 - CC^2 with the true density, mean over held-out pairs",
+            "loss": "1 - CC^2 with the true density, of the weights kept: mean over held-out pairs, medians by noise",
         }
         versions = {"inrtomo": __version__, "torch": torch.__version__, "numpy": np.__version__,
                     "safetensors": safetensors.__version__}  # fmt: skip
