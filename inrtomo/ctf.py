@@ -32,6 +32,7 @@ class Defoci:
         hand: 1 where the tomogram's z points to the electron source, so that at positive tilt the right side of an
             aligned image is more underfocused (IMOD, and AreTomo's ``dfHand`` 1); -1 for the opposite
             (IMOD's ``InvertTiltAngles``).
+        hand_known: whether a file said so; else `hand` is IMOD's usual one.
     """
 
     defocus_A: Array
@@ -39,6 +40,7 @@ class Defoci:
     astigmatism_deg: Array
     phase_shift_deg: Array
     hand: int = 1
+    hand_known: bool = False
 
     @classmethod
     def of(cls, defocus_A: ArrayLike, n_tilts: int, hand: int = 1) -> Defoci:

@@ -36,6 +36,23 @@ def test_imod_versions(tmp_path: Path) -> None:
     assert read(path, "1 0 0. 0. 0 3\n1 1 -3 -3 2000 2200 10\n3 3 3 3 3000 3000 10\n") == [21000, 25500, 30000]
 
 
+def test_the_hand_and_whether_it_was_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    row = "{} 20000.0 20000.0 5.0 0.0 0.2 9.0{}\n"
+    for text, hand, known in (
+        (CTFFIND + row.format(1, ""), 1, False),
+        (CTFFIND + row.format(1, " 1"), 1, True),
+        (CTFFIND + row.format(1, " -1"), -1, True),
+        (CTFFIND + row.format(1, " -1") + row.format(2, " 1"), 1, False),
+        ("1 3 -3 3 2000 2\n", 1, False),
+        ("0 0 0. 0. 0 3\n1 3 -3 3 2000\n", 1, True),
+        ("16 0 0. 0. 0 3\n1 3 -3 3 2000\n", -1, True),
+    ):
+        path.write_text(text)
+        found = read_ctf(path, 3)
+        assert (found.hand, found.hand_known) == (hand, known), text
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -271,6 +271,28 @@ def test_ctf_is_undone(inr: Inr, tmp_path: Path, short: None) -> None:
     assert found["fit"] > found["flip"] + 0.1, found
 
 
+def test_the_hand_of_the_defocus_is_said_and_can_be_turned(inr: Inr, tmp_path: Path) -> None:
+    """Images mirrored along x are of the specimen turned half round y, more underfocused on the other side."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(5, 16, 128)).astype(np.float32)
+    made = {}
+    for name, side, more in (("one", 1, ()), ("other", -1, (*("--ctf-hand", -1),)), ("wrong", -1, ())):
+        write_stack(tmp_path / f"{name}_ts.mrc", images[:, :, ::side], 2.0)
+        angles = tmp_path / f"{name}_ts.tlt"
+        angles.write_text("-50\n-25\n0\n25\n50\n")
+        out = tmp_path / f"{name}.mrc"
+        options = ("--ctf", 0.5, "--thickness", 2, "--orientation", "xyz", *more)
+        done = inr("recon", tmp_path / f"{name}_ts.mrc", angles, "-o", out, *options)
+        assert done.exit_code == 0, done.output
+        hand, side_said, source = (-1, "left", "--ctf-hand") if more else (1, "right", "default, as nothing says")
+        assert f"{hand:+d}: the {side_said} is more underfocused" in done.output and source in done.output
+        assert json.loads((tmp_path / f"{name}.json").read_text())["ctf_hand"] == hand
+        made[name] = read(out)
+    turned = made["one"][::-1, :, ::-1]
+    right, wrong = cc(made["other"], turned), cc(made["wrong"], turned)
+    assert right > 0.99 and wrong < 0.95, (right, wrong)
+
+
 def test_refine_polishes_the_alignment(inr: Inr, series: Path, short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from inrtomo.align.joint import Scale
     from inrtomo.reconstruct import prepared
@@ -412,6 +434,12 @@ def test_a_checkpoint_of_something_else_is_refused(inr: Inr, series: Path, short
         (("--memory", "much"), ("much", "4G")),
         (("--ctf", 300), ("300", "um")),
         (("--ctf-mode", "wiener"), ("--ctf",)),
+        (("--ctf-hand", -1), ("--ctf-hand", "--ctf FILE")),
+        (("--bin", 40), ("--bin 40", "2 x 2")),
+        (("--thickness", 100000), ("--thickness", "100000 nm")),
+        (("--thickness", "inf"), ("--thickness", "inf nm")),
+        (("--method", "sirt", "--subsets", 22), ("--subsets 22", "21 tilts")),
+        (("--method", "sirt", "--subsets", 11, "--halves"), ("--subsets 11", "10 tilts of a half")),
         (("--voltage", 200), ("--voltage", "--ctf")),
         (("--halves", "--exclude", "0-16"), ("--halves", "4")),
     ],

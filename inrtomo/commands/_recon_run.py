@@ -57,6 +57,7 @@ class Run(TomogramRun[Options]):
         device, *others = choose_several(o.device)
         self.others = tuple(other.name for other in others)
         super().__init__(o, [device, *others], *([] if o.support is None else [o.support]))
+        self.check_subsets()
         self.support = None if o.support is None else _support(o.support, o.orientation, self.shape)
         self.polarity = 0  # iterative methods find it in what they prepare; halves are to agree on it
         if (o.contrast == "positive" and o.method == "fbp") or (o.with_halves and o.method != "fbp"):
@@ -68,6 +69,14 @@ class Run(TomogramRun[Options]):
     def new_files(self) -> list[Path]:
         o = self.o
         return [o.output] if o.goes_on else o.outputs
+
+    def check_subsets(self) -> None:
+        """Refuse (InputError) more subsets than the tomogram with the fewest tilts has tilts."""
+        series, n_tilts = self.given.series, len(self.given.alignment.included)
+        of_tilts = self.o.with_halves and (series.odd is None or series.even is None)
+        if self.o.subsets > (fewest := n_tilts // 2 if of_tilts else n_tilts):
+            half = " of a half" if of_tilts else ""
+            raise InputError(f"--subsets {self.o.subsets}: there are {fewest} tilts{half} to share; give fewer")
 
     def checkpoint(self) -> Checkpoint:
         """The state of this run before it was interrupted, or an empty one.

@@ -53,6 +53,12 @@ _FORM = (
     click.option(
         "--ctf", metavar="FILE|UM", help="Correct for it: CTFFIND's, AreTomo's or IMOD's file, or underfocus."
     ),
+    click.option(
+        "--ctf-hand",
+        type=click.Choice(["1", "-1"]),
+        help="For --ctf: 1: at positive tilt the right of an aligned image is more underfocused; -1: the left.  "
+        "[default: what FILE says, or 1]",
+    ),
     click.option("--voltage", type=click.FloatRange(60, 1200), default=300.0, metavar="KV", help="For --ctf."),
 )
 _RUN = (
@@ -99,6 +105,7 @@ class TomogramOptions:
     normalize: bool
     only_measured: bool
     ctf: str | None
+    ctf_hand: str | None
     voltage: float
     memory: float | None
     device: str

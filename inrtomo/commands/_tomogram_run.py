@@ -34,6 +34,8 @@ from inrtomo.report.figures import slices
 
 TOMOGRAM_SHARE = 0.25  # of the memory: a larger tomogram waits in a scratch file for what concerns all of it
 POLARITY_SIZE = 512  # px: enough of an image to see whether protein is bright
+LEAST_SIDE = 8  # voxels along x and y: by then the filters' borders, of as many px, are all that a tomogram shows
+LARGEST_THICKNESS_NM = 10_000.0  # the highest voltages see through some micrometres; more is Å typed for nm
 JUDGED_SIZE = 512  # px, at most, of images that are looked at for whether they hold anything: all are held at once
 
 Options = TypeVar("Options", bound=TomogramOptions)
@@ -66,14 +68,19 @@ class TomogramRun(Generic[Options]):
         if len(np.unique(np.round(given.alignment.tilt_deg[given.alignment.included], 3))) < 2:
             raise InputError(f"{o.stack}: fewer than two different tilt angles are left; a reconstruction needs more")
         nx, ny = (n // o.binning for n in given.alignment.image_size)
-        if min(nx, ny) < 1:
-            raise InputError(f"--bin {o.binning}: nothing is left of images of {nx} x {ny}")
+        if min(nx, ny) < LEAST_SIDE:
+            raise InputError(
+                f"--bin {o.binning}: leaves {nx} x {ny} px of an image, too few for a tomogram ({LEAST_SIDE} x "
+                f"{LEAST_SIDE}); give a smaller one"
+            )
         self.shape = max(1, round(self.thickness_px / o.binning)), ny, nx
         self.voxel_A = given.pixel_size_A * o.binning
-        self.defoci = None if o.ctf is None else defoci_of(o.ctf, given)
+        self.defoci = None if o.ctf is None else with_hand(defoci_of(o.ctf, given), o, given)
+        if o.ctf_hand is not None and o.ctf is None:
+            raise InputError("--ctf-hand: is for --ctf FILE or --ctf UM, and there is none; leave it out")
         self.memory: float = o.memory or DEFAULT_MEMORY_GIB * 2.0**30
         self.device_memory = memory_bound(devices, o.memory, self.memory)
-        self.record: dict[str, Any] = {}
+        self.record: dict[str, Any] = {} if self.defoci is None else {"ctf_hand": self.defoci.hand}
         self.started = time.monotonic()
         self.given = without_unusable(given, self.device.name)
 
@@ -209,6 +216,17 @@ def defoci_of(ctf: str, given: AlignedStack) -> Defoci:
     return Defoci.of(microns * 1e4, given.series.n_tilts)
 
 
+def with_hand(defoci: Defoci, o: TomogramOptions, given: AlignedStack) -> Defoci:
+    """The defoci with the hand that was asked for, its source noted."""
+    source = o.ctf if defoci.hand_known else "default, as nothing says; --ctf-hand -1 for the other"
+    if o.ctf_hand is not None:
+        defoci, source = replace(defoci, hand=int(o.ctf_hand), hand_known=True), "--ctf-hand"
+    side = "right" if defoci.hand > 0 else "left"
+    said = f"{defoci.hand:+d}: the {side} is more underfocused at positive tilt"
+    given.sources.append(("CTF hand", said, str(source)))
+    return defoci
+
+
 def _thickness_nm(o: TomogramOptions, given: AlignedStack) -> float:
     """Thickness of the sample, its source noted."""
     found: tuple[float, str] | None = None
@@ -218,6 +236,11 @@ def _thickness_nm(o: TomogramOptions, given: AlignedStack) -> float:
         found = o.thickness, "--thickness"
     beside = thickness_beside(o.alignment, given.series.name, given.pixel_size_A)
     found = found or beside or (DEFAULT_THICKNESS_NM, "default")
+    if found[0] > LARGEST_THICKNESS_NM:
+        raise InputError(
+            f"{found[1]}: a thickness of {found[0]:g} nm is more than electrons pass ({LARGEST_THICKNESS_NM:g}); "
+            "give --thickness in nm"
+        )
     given.sources.append(("thickness", f"{found[0]:.4g} nm", found[1]))
     return found[0]
 

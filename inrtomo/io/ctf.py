@@ -66,7 +66,14 @@ def read_ctf(path: str | Path, n_tilts: int) -> Defoci:
         count[first : last + 1] += 1
     known = np.flatnonzero(count)
     mean, along, across, phase = (np.interp(np.arange(n_tilts), known, t[known] / count[known]) for t in total)
-    return Defoci(mean, np.hypot(along, across), np.rad2deg(np.arctan2(across, along) / 2), np.rad2deg(phase), hand)
+    return Defoci(
+        mean,
+        np.hypot(along, across),
+        np.rad2deg(np.arctan2(across, along) / 2),
+        np.rad2deg(phase),
+        hand or 1,
+        hand != 0,
+    )
 
 
 def read_defocus(path: str | Path, n_tilts: int) -> Array:
@@ -75,17 +82,17 @@ def read_defocus(path: str | Path, n_tilts: int) -> Array:
 
 
 def _ctffind(table: list[list[float]], path: str | Path) -> tuple[list[Entry], int]:
-    """Entries with images from 0, and the hand."""
+    """Entries with images from 0, and the hand, 0 where no column has it."""
     if any(len(row) < CTFFIND_COLUMNS for row in table):
         raise InputError(f"{path}: has lines that are not CTFFIND's; give another file")
     images = [_whole(row[0], path) - 1 for row in table]
-    inverted = all(len(row) == ARETOMO_COLUMNS and row[-1] == -1 for row in table)
+    hands = {row[-1] if len(row) == ARETOMO_COLUMNS else 0.0 for row in table}
     entries = [(k, k, row[1], row[2], float(np.deg2rad(row[3])), row[4]) for k, row in zip(images, table, strict=True)]
-    return entries, -1 if inverted else 1
+    return entries, int(hands.pop()) if hands in ({1.0}, {-1.0}) else 0
 
 
 def _imod(table: list[list[float]], path: str | Path) -> tuple[list[Entry], int]:
-    """Entries with views from 0, and the hand."""
+    """Entries with views from 0, and the hand, 0 before version 3."""
     first = table[0]
     version = first[-1] if len(first) == 6 else 1.0
     flags = 0
@@ -106,7 +113,7 @@ def _imod(table: list[list[float]], path: str | Path) -> tuple[list[Entry], int]
         if flags & PHASE_SHIFT:
             phase = row[phase_at] if flags & PHASE_IN_RADIANS else float(np.deg2rad(row[phase_at]))
         entries.append((start - base, end - base, one, two, angle, phase))
-    return entries, -1 if flags & INVERTED else 1
+    return entries, 0 if version != IMOD_VERSIONS[1] else -1 if flags & INVERTED else 1
 
 
 def _whole(value: float, path: str | Path) -> int:
