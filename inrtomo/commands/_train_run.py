@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from inrtomo.localized.cache import HELD_OUT_SEED, SampleCache, simulate_into, s
 from inrtomo.localized.curve import write_curve
 from inrtomo.localized.network import Architecture
 from inrtomo.localized.pairs import HELD_OUT, SNR_DB, density_files
+from inrtomo.localized.samples import Samples
 from inrtomo.localized.training import (
     LEAST_SQUARES,
     Pool,
@@ -139,7 +140,8 @@ class Run:
         """A name for what samples are made of: those of other data, left by a run that was killed, are never used."""
         o = self.o
         paths = [None if path is None else str(path.resolve()) for path in (o.pairs, o.densities)]
-        of = [self.architecture.output, o.seed, *paths, o.orientation, self.rows]
+        kept = [f.name for f in fields(Samples)]  # by another version other things were
+        of = [kept, self.architecture.output, o.seed, *paths, o.orientation, self.rows]
         return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:12]
 
     @contextmanager
