@@ -3,8 +3,8 @@
     density = gain(c) * (sum_e gate_e(c) W_e x  +  mlp(asinh x, c))
 
 The first term is a learned linear filter of the back-projection, mixed from a few for the condition at hand; training
-starts at the least-squares one, so that the network is never worse than a filtered back-projection. The second is what no
-filter can do. It sees features on a compressed scale, since gold is ten times denser than anything else.
+starts at the least-squares one, so that the network is never worse than a filtered back-projection. The second is what
+no filter can do. It sees features on a compressed scale, since gold is ten times denser than anything else.
 """
 
 from __future__ import annotations
