@@ -176,6 +176,6 @@ def test_filters() -> None:
     assert exact[-1] <= 1 / 40 + 1e-12
     cut = RadialFilter("ramp", cutoff=0.25, falloff=0.05).weights(tilts, length, 40)[30]
     np.testing.assert_allclose(cut[f <= 0.25], ramp[30][f <= 0.25])
-    np.testing.assert_allclose(cut[np.argmin(abs(f - 0.35))], ramp[30][np.argmin(abs(f - 0.25))] * np.exp(-2))
+    np.testing.assert_allclose(cut[np.argmin(abs(f - 0.35))], ramp[30][np.argmin(abs(f - 0.25))] * np.exp(-4))
     sirt = RadialFilter("sirt-like", iterations=10_000).weights(tilts, length, 40)
     np.testing.assert_allclose(sirt, ramp, atol=1e-4 * ramp.max())

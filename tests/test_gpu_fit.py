@@ -215,7 +215,7 @@ def test_a_recorded_step_goes_before_another_kind_of_step_takes_memory(monkeypat
             said.append("replayed")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: nullcontext())
     monkeypatch.setattr(torch.cuda, "device", lambda name: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda name: said.append("waited"))
     replayed = gpu_fit.Replayed("cuda:0")
