@@ -173,8 +173,8 @@ def test_blank_tilts_are_left_out_by_every_method_and_said_so(
 ) -> None:
     """And the denoisers, which read the tilt range in OUT.json, are told that of the tilts that were used."""
     stack, truth = half_blank / "ts.mrc", half_blank / "ts_truth.json"
-    more = (*OPTIONS, "--bin", 4, "--halves", "--method", method)
-    more = more if method == "fbp" else (*more, "--iterations", 2)
+    fewer: tuple[object, ...] = () if method == "fbp" else ("--iterations", 2)
+    more = (*OPTIONS, "--bin", 4, "--halves", "--method", method, *fewer)
     done = inr("recon", stack, truth, "-o", tmp_path / "a.mrc", *more)
     assert done.exit_code == 0, done.output
     assert "-48.00 to 54.00°, 18 tilts" in done.output and "21 tilts" not in done.output
