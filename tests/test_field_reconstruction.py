@@ -91,7 +91,10 @@ def centre_of_blob(volume, near, reach=5.0):
 
 @pytest.mark.parametrize("field", ["hash", "tensor", "voxel"])
 def test_a_point_lands_within_two_hundredths_of_a_pixel(field):
-    """At one scale: coarse ones before it, and too few steps, leave up to 0.05 px along z in what no tilt sees."""
+    """At one scale: coarse ones before it, and too few steps, leave up to 0.05 px along z in what no tilt sees.
+
+    A coordinate network (mlp) takes minutes for as many steps, and is 0.036 px off along z after them.
+    """
     point = np.array([0.3, 0.2, 0.4])
     images, weight, alignment = points([point], size=(32, 32))
     settings = FieldSettings(field, steps=(200,), priors=Priors(0.0, 0.0), held_out=0.0)
