@@ -111,7 +111,7 @@ def test_field_keeps_the_contrast_of_the_images_unless_asked(inr: Inr, series: P
 def test_phase_contrast_that_nobody_spoke_of_is_noted(
     inr: Inr, series: Path, short: None, monkeypatch: pytest.MonkeyPatch, ctf: tuple[object, ...]
 ) -> None:
-    monkeypatch.setattr("inrtomo.commands._recon_run.find_defocus", lambda images, pixel_size_A: 31_000.0)
+    monkeypatch.setattr("inrtomo.commands._recon_run.find_defocus", lambda images, pixel_size_A, settings: 31_000.0)
     given = (series / "ts.mrc", series / "ts_truth.json", "-o", series / "out.mrc", *OPTIONS)
     done = inr("recon", *given, "--method", "field", *VOXELS, *ctf)
     assert done.exit_code == 0, done.output

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import numpy as np
 
 from inrtomo.commands._aligned_stack import read_aligned_stack
 from inrtomo.commands._tomogram_run import defoci_of, polarity_of, underfocus_um
+from inrtomo.commands._volume_pair import upright
 from inrtomo.errors import InputError
 from inrtomo.io.mrc import read_volume
 from inrtomo.io.star import read_star
@@ -110,8 +110,7 @@ def listed_pair(path: Path, row: Row, orientation: str) -> Pair:
     pixel = float(row["inrPixelSize"]) if row["inrPixelSize"] else None
     given = read_aligned_stack(stack, alignment, pixel, pixel_size_named=f"the column inrPixelSize in {path}")
     volume, _ = read_volume(reference)
-    if orientation == "imod":
-        volume = np.ascontiguousarray(volume.transpose(1, 0, 2)[::-1])
+    volume = upright(volume, orientation)
     image: ImageReader = given.series.image
     if row["inrCtf"]:
         typed = underfocus_um(row["inrCtf"]) is not None

@@ -242,7 +242,7 @@ class Run(TomogramRun[Options]):
         if o.loss in COUNT_KINDS and (self.defoci is not None or not tilts.prepared.counts):
             why = "it does not go with --ctf" if self.defoci is not None else "these images are not camera counts"
             raise InputError(f"--loss {o.loss}: {why}; use l2 or huber")
-        self.tell_of_phase_contrast(tilts)
+        self.tell_of_phase_contrast(tilts, prepare_settings)
         if o.refine:
             tilts = self.refined(source, tilts, height, progress, facts)
         first = 0.3 if o.refine else 0.0
@@ -301,11 +301,11 @@ class Run(TomogramRun[Options]):
         click.echo(f"note  refine: {facts['refined']}")
         return replace(tilts, alignment=alignment_from_dict(values))
 
-    def tell_of_phase_contrast(self, tilts: PreparedTilts) -> None:
+    def tell_of_phase_contrast(self, tilts: PreparedTilts, settings: PrepareSettings) -> None:
         """Say so where the images show a transfer function that nobody spoke of."""
         pixel = tilts.alignment.pixel_size_A
         if self.defoci is None and pixel is not None:
-            defocus = find_defocus(tilts.images, pixel)
+            defocus = find_defocus(tilts.images, pixel, settings)
             if defocus is not None:
                 about = f"{defocus / 1e4:.1f}"
                 click.echo(

@@ -40,17 +40,21 @@ class Room:
         per_tilt = 4 * (PIXEL_FLOATS * image + 2 * fit.n_u(bin) * lattice.shape[2])
         return cls(bin, held, per_tilt, form.backward_bytes(plan))
 
+    @property
+    def needed(self) -> int:
+        """The most at a time, with one tilt in a batch."""
+        return self.held + max(self.per_tilt, self.backward)
+
     def tilts_within(self, bound: float) -> int:
         """How many tilts there is room for at once.
 
         Raises:
             InputError: for none.
         """
-        needed = self.held + max(self.per_tilt, self.backward)
-        if needed > bound:
+        if self.needed > bound:
             raise InputError(
                 f"--memory {bound / 2**30:.2g}G: too little for images binned by {self.bin}, which need "
-                f"{needed / 2**30 + 0.05:.1f}G on the GPU; give that, or bin more (--working-size in inr-align)"
+                f"{self.needed / 2**30 + 0.05:.1f}G on the GPU; give that, or bin more (--working-size in inr-align)"
             )
         return int((bound - self.held) // self.per_tilt)
 
@@ -68,4 +72,4 @@ def refuse_too_little(fit: JointFit) -> None:
         lattice = fit.lattice(scale.bin)
         plan = form.plan(lattice, np.full(lattice.shape[:2], settings.levels))
         rooms.append(Room.of(fit, scale.bin, form, plan))
-    max(rooms, key=lambda room: room.held + max(room.per_tilt, room.backward)).tilts_within(settings.memory_bytes)
+    max(rooms, key=lambda room: room.needed).tilts_within(settings.memory_bytes)
