@@ -259,3 +259,14 @@ def test_no_launch_on_a_large_lattice_has_more_programs_than_cuda_takes(monkeypa
     largest = [max(grid[axis] for each in grids.values() for grid in each if len(grid) > axis) for axis in range(3)]
     assert largest[0] > 65535
     assert largest[1] <= 65535 and largest[2] <= 65535
+
+
+def test_the_benchmarks_projections_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that stands still: both lines, counting a sample a px along rays through a slab of 3 px."""
+    from integration.benchmarks.gpu import projections, run
+
+    monkeypatch.setattr(run, "seconds", lambda work: (work(), 1.0)[1])
+    monkeypatch.setattr(run, "lines", lambda device: projections.lines(device, 1, 3, np.array([0.0, 60.0])))
+    forward, both = run.projection_lines("cpu", 1e12)
+    planes = projections.Slab(1, 3, np.array([0.0, 60.0])).lattice.shape[0]
+    assert forward.samples_per_second == pytest.approx(planes * (1 + 2)) == both.samples_per_second

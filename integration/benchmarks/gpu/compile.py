@@ -68,7 +68,6 @@ INTEGERS += ("y_shift", "z_stride", "per_image", "private_size", "F")
 def kernels() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, str]]]:
     """Name, kernel, its compile-time constants, and types of arguments that their names do not tell."""
     from inrtomo.gpu import hash_field, hash_kernels, projector_kernels
-    from integration.benchmarks.gpu import ray_kernels
 
     tile: dict[str, Any]
     for name, decoder in DECODERS.items():
@@ -78,11 +77,6 @@ def kernels() -> Iterator[tuple[str, Any, dict[str, Any], dict[str, str]]]:
         yield f"lattice_backward {name}", hash_kernels.lattice_backward, tile | train, {}
         yield f"points_forward {name}", hash_kernels.points_forward, tile, {}
         yield f"points_backward {name}", hash_kernels.points_backward, tile | train, {}
-        for bent in (False, True):
-            rays = tile | {"BENT": bent}
-            form = f"{'bent' if bent else 'straight'} {name}"
-            yield f"rays_forward {form}", ray_kernels.rays_forward, rays, {"step": "fp32"}
-            yield f"rays_backward {form}", ray_kernels.rays_backward, rays | train, {"step": "fp32"}
     yield "reduce_x", hash_kernels.reduce_x, {"BLOCK": 64}, {}
     yield "reduce_y", hash_kernels.reduce_y, {"ADD": True, "LINES": 8, "BLOCK": 64}, {}
     yield "hashed_runs", hash_kernels.hashed_runs, {"SLOTS": 8}, {}
