@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
-from inrtomo.io import imod
+from inrtomo.io import imod, numbers
 from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.io.aretomo import read_aln_record
 from inrtomo.io.files import check_output, make_folder, read_text, write_text
 from inrtomo.io.imod_local import read_local, warp_from_local
 from inrtomo.io.mdoc import read_mdoc
 from inrtomo.io.mrc import read_header
+from inrtomo.io.plausible import check_plausible
 from inrtomo.io.relion import is_relion, read_relion
 from inrtomo.io.series_record import SeriesRecord, on_stack, series_name
 from inrtomo.io.star import read_star
@@ -200,31 +201,39 @@ def _all_identity(linear: Array, shift: Array) -> bool:
 def _recorded_angles(path: Path, n: int) -> Array | None:
     """Recorded angles beside an ``.xf``: a ``.rawtlt``, or the list in AreTomo's folder, which has the lowest first."""
     base = path.with_name(path.stem.removesuffix("_warp"))
-    try:
-        raw = base.with_suffix(".rawtlt")
-        if raw.is_file():
-            return imod.read_angles(raw, n)
-        lists = sorted(path.parent.glob("*_order_list.csv")) if _is_aretomo_folder(path.parent) else []
-        if len(lists) != 1:
-            return None
-        rows = [line.split(",") for line in read_text(lists[0]).splitlines()]
-        angles = np.array(sorted(float(row[1]) for row in rows if len(row) == 2 and row[0].strip().isdecimal()))
-        refined = imod.read_angles(base.with_suffix(".tlt"), n)
-    except (InputError, ValueError):
+    raw, tilt_file = base.with_suffix(".rawtlt"), base.with_suffix(".tlt")
+    if raw.is_file():
+        angles = imod.read_angles(raw)
+        return angles if len(angles) == n else None
+    lists = sorted(path.parent.glob("*_order_list.csv")) if _is_aretomo_folder(path.parent) else []
+    if len(lists) != 1 or not tilt_file.is_file():
         return None
-    if len(angles) != n or not np.isfinite(angles).all():
+    angles, refined = np.sort(_order_list(lists[0])), imod.read_angles(tilt_file)
+    if not len(angles) == len(refined) == n:
         return None
     return np.asarray(angles[np.argsort(np.argsort(refined, kind="stable"))])
 
 
+def _order_list(path: Path) -> Array:
+    """Recorded angles ``(n,)`` of AreTomo's list ``ImageNumber, TiltAngle``, in the order of acquisition."""
+    rows = [(k, line.strip()) for k, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
+    if rows and rows[0][1][0].isalpha():
+        rows = rows[1:]
+    bad = [k for k, line in rows if line.count(",") != 1]
+    if bad:
+        raise InputError(f"{path}: line {bad[0]} is not the number of an image and its angle; write them as 1,-3.00")
+    return np.array([numbers.read(line.split(",")[1], f"{path}: line {k}", numbers.TILT) for k, line in rows])
+
+
 def _thickness(path: Path) -> float | None:
     command = _tilt_command(path.parent, path.stem.removesuffix("_warp"))
-    values = [] if command is None else command.numbers("THICKNESS")
-    return values[0] if values and 0 < values[0] < 1e6 else None
+    values = [] if command is None else command.numbers("THICKNESS", 1, quantity=numbers.THICKNESS_PX)
+    return values[0] if values and values[0] > 0 else None
 
 
 def _checked(alignment: Alignment, path: Path) -> Alignment:
     """The alignment, or InputError where its numbers cannot be one."""
+    check_plausible(alignment, path)
     warp = alignment.warp
     arrays = [alignment.tilt_deg, alignment.linear, alignment.shift_px, alignment.x_tilt_deg]
     shapes_fit = alignment.n_tilts > 0 and alignment.x_tilt_deg.shape == (alignment.n_tilts,)
@@ -359,8 +368,8 @@ def _read_json(path: Path) -> SeriesRecord:
     try:
         alignment = alignment_from_dict(values)
         inputs = whole.get("input") if isinstance(whole.get("input"), dict) else {}
-        nominal = _known(whole.get("nominal_tilt_deg", inputs.get("nominal_tilt_deg")), alignment.n_tilts)
-        exposure = _known(whole.get("exposure_e_A2"), alignment.n_tilts)
+        nominal = _known(whole.get("nominal_tilt_deg", inputs.get("nominal_tilt_deg")), alignment.n_tilts, numbers.TILT)
+        exposure = _known(whole.get("exposure_e_A2"), alignment.n_tilts, numbers.DOSE)
         images = whole.get("images")
         thickness = whole.get("thickness_px")
         if thickness is None and alignment.pixel_size_A and whole.get("thickness_nm"):
@@ -392,12 +401,14 @@ def _read_mdoc(path: Path, image_size: tuple[int, int] | None, notes: list[str])
     return SeriesRecord(alignment, name, mdoc.tilt_deg, mdoc.prior_exposure_e_A2)
 
 
-def _known(values: object, n: int) -> Array | None:
-    """A list of as many finite numbers as there are images, or None."""
+def _known(values: object, n: int, quantity: numbers.Quantity) -> Array | None:
+    """A list of as many numbers as there are images, or None; ValueError where one of them cannot be."""
     if not isinstance(values, list) or len(values) != n:
         return None
     array = np.array(values, dtype=np.float64)
-    return array if array.shape == (n,) and np.isfinite(array).all() else None
+    if not ((array >= quantity.low) & (array <= quantity.high)).all():
+        raise ValueError
+    return array if array.shape == (n,) else None
 
 
 def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: list[str]) -> Alignment:
@@ -433,8 +444,8 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     if command is None and etomo.is_file():
         excluded = {view: "left out in Etomo" for view in imod.etomo_excluded_views(etomo) if 0 <= view < n}
     if command is not None:
-        tilt = tilt + sum(command.numbers("OFFSET")[:1])
-        x_tilt = x_tilt + sum(command.numbers("XAXISTILT")[:1])
+        tilt = tilt + sum(command.numbers("OFFSET", 1, 2)[:1])
+        x_tilt = x_tilt + sum(command.numbers("XAXISTILT", 1, quantity=numbers.X_TILT))
         views = imod.excluded_views(command, path.parent / "tilt.com")
         excluded = {view: "left out by tilt.com" for view in views if 0 <= view < n}
     alignment = Alignment(
@@ -467,8 +478,8 @@ def _with_local_alignments(
         return alignment
     with_z = command.value("ZFACTORFILE") is not None
     areas = read_local(local, alignment.n_tilts, alignment.image_size, alignment.pixel_size_A, with_z)
-    thickness = (command.numbers("THICKNESS") or [0.0])[0]
-    warp, lost = warp_from_local(areas, alignment, min(max(thickness, 0.0), 1e5))
+    thickness = (command.numbers("THICKNESS", 1, quantity=numbers.THICKNESS_PX) or [0.0])[0]
+    warp, lost = warp_from_local(areas, alignment, thickness)
     notes.append(
         f"local alignments of {local.name} are read at the middle of the specimen; what they say of depth is left out, "
         f"up to {lost:.2f} px at its top and bottom"
@@ -546,7 +557,7 @@ def _size_beside(
         if suffix != ".ali" and stack.is_file():
             header = read_header(stack)
             return (header.shape[2], header.shape[1]), header.pixel_size_A
-    full = [] if command is None else command.numbers("FULLIMAGE")
-    if len(full) == 2:
+    full = [] if command is None else command.numbers("FULLIMAGE", 2, quantity=numbers.SIZE_PX)
+    if full:
         return (int(full[0]), int(full[1])), None
     return None, None

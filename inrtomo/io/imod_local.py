@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from inrtomo.alignment import Alignment, LocalWarp, interpolation_matrix
 from inrtomo.errors import InputError
 from inrtomo.geometry import centre_index, specimen_to_aligned
+from inrtomo.io import numbers
 from inrtomo.io.files import read_text, write_text
 from inrtomo.io.imod import half_view
 
@@ -25,6 +26,8 @@ Array = NDArray[np.float64]
 
 MAX_AREAS = 400
 """An axis."""
+MAX_INCREMENT_DEG = 45.0
+"""Of the angles of an area beside those of the whole."""
 AREAS = (2, 3, 4, 6, 8, 10)
 TOLERANCE_PX = 0.02
 SAMPLES = 2.5
@@ -86,7 +89,7 @@ def read_local(
         with_z_factors: whether the reconstruction uses Z factors; without, they are left alone as ``tilt`` does.
     """
     lines = read_text(path).splitlines()
-    head = _numbers(lines[0] if lines else "", path)
+    head = np.array(numbers.read_text_of_numbers(lines[0] if lines else "", path))
     if not 6 <= len(head) <= 9 or not (head[:6] == np.rint(head[:6])).all():
         raise InputError(f"{path}: does not start like a file of local alignments; give another")
     nx, ny = (int(min(max(k, 0), MAX_AREAS + 1)) for k in head[:2])
@@ -94,7 +97,7 @@ def read_local(
         raise InputError(f"{path}: needs at least 2 x 2 areas at a positive distance; give another file")
     with_x_tilts, pixel, with_z = np.append(head[6:], np.zeros(9 - len(head))).tolist()
     parts = [1] + [1] * int(with_x_tilts > 0) + [2] * int(with_z > 0) + [6]
-    body = _numbers(" ".join(lines[1:]), path)
+    body = np.array(numbers.read_text_of_numbers("\n".join(lines[1:]), path, 2))
     if len(body) != nx * ny * n_tilts * sum(parts):
         raise InputError(
             f"{path}: holds {len(body)} numbers, {nx} x {ny} areas of {n_tilts} views need "
@@ -106,6 +109,10 @@ def read_local(
     for part in parts:
         pieces.append(areas[..., at : at + part * n_tilts].reshape(ny, nx, n_tilts, part))
         at += part * n_tilts
+    if max(np.abs(piece).max() for piece in pieces[: 1 + int(with_x_tilts > 0)]) > MAX_INCREMENT_DEG:
+        raise InputError(
+            f"{path}: changes an angle by more than {MAX_INCREMENT_DEG:g} degrees; give the file of this series"
+        )
     none = np.zeros((ny, nx, n_tilts))
     z_factors = pieces[1 + int(with_x_tilts > 0)] if with_z > 0 and with_z_factors else np.zeros((ny, nx, n_tilts, 2))
     x, y = (
@@ -122,16 +129,6 @@ def read_local(
         linear=pieces[-1][..., :4].reshape(ny, nx, n_tilts, 2, 2),
         shift_px=pieces[-1][..., 4:] * scale,
     )
-
-
-def _numbers(text: str, path: str | Path) -> Array:
-    try:
-        values = np.array([float(word) for word in text.split()])
-    except ValueError:
-        raise InputError(f"{path}: holds more than numbers; give a file of local alignments") from None
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: holds values that are not finite; give another file")
-    return values
 
 
 def warp_from_local(local: LocalAlignments, alignment: Alignment, thickness_px: float) -> tuple[LocalWarp, float]:
