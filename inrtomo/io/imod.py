@@ -8,7 +8,8 @@ Shifts and warp vectors are in pixels of the raw, unbinned stack. Angles are in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ WARP_TOLERANCE_PX = 0.02
 """Largest error over the field of view that bilinear interpolation on a written grid may make."""
 WARP_DECIMALS = 3
 MAX_VIEWS = 100_000
+OPTION = re.compile(r"([^\s=#]+)[\s=]*((?:[^#]|(?<!\s)#)*)")
+"""Name and value of an option in a com file."""
 MAX_INTERVALS = 256
 FRACTIONS = (0.3, 0.5, 0.7)
 """Where in a grid interval the error is measured."""
@@ -367,16 +370,25 @@ def tilt_com(
 
 @dataclass(frozen=True)
 class CommandFile:
-    """A com file: the program and its options; option names in upper case, of repeated ones all values."""
+    """A com file: the program and its options; option names in upper case, of repeated ones all values.
+
+    Attributes:
+        names: how the program spells the names, by their upper case.
+    """
 
     path: Path
     program: str
     options: dict[str, list[Word]]
+    names: Mapping[str, str]
 
     def value(self, *names: str) -> Word | None:
         """The last value of an option under any of its names, or None."""
         values = [value for name in names for value in self.options.get(name.upper(), [])]
         return values[-1] if values else None
+
+    def last_values(self) -> dict[str, str]:
+        """Last value of every option, by the program's spelling of its name where that is known."""
+        return {self.names.get(name, name): values[-1] for name, values in self.options.items()}
 
     def numbers(self, name: str, *counts: int, quantity: Quantity = numbers.ANY) -> list[float]:
         """The numbers of an option, as many as one of ``counts``, if any, says; empty where the option is missing."""
@@ -386,8 +398,16 @@ class CommandFile:
         return numbers.read_list(text, f"{numbers.where(self.path, text)}: {name}", counts, quantity)
 
 
-def read_command_file(path: str | Path, program: str) -> CommandFile:
-    """Options that a com file gives to ``program``; InputError where it does not run it."""
+def read_command_file(path: str | Path, program: str, names: Mapping[str, str] | None = None) -> CommandFile:
+    """Options that a com file gives to ``program``; InputError where it does not run it.
+
+    As IMOD reads them: ``NAME value`` or ``NAME = value``, a name shortened as far as it is clear, ``#`` before
+    remarks, and nothing after ``DONE``.
+
+    Args:
+        names: upper case -> spelling of the names that the program knows; further ones to them are other spellings.
+    """
+    names = names or {}
     options: dict[str, list[Word]] = {}
     inside = found = False
     for number, line in enumerate(read_text(path).splitlines(), 1):
@@ -396,19 +416,21 @@ def read_command_file(path: str | Path, program: str) -> CommandFile:
             words = line[1:].split()
             inside = bool(words) and Path(words[0]).name == program
             found |= inside
-        elif inside and line and not line.startswith("#"):
-            name, _, value = line.replace("\t", " ").partition(" ")
-            options.setdefault(name.upper(), []).append(Word(value.strip(), number))
+        elif inside and (option := OPTION.match(line)):
+            name = _full_name(option.group(1).upper(), names)
+            inside = name not in ("DONE", "ENDINPUT")
+            options.setdefault(name, []).append(Word(option.group(2).strip(), number))
     if not found:
         raise InputError(f"{path}: does not run {program}; give another file")
-    return CommandFile(Path(path), program, options)
+    return CommandFile(Path(path), program, options, names)
 
 
-def excluded_views(command: CommandFile, path: str | Path) -> list[int]:
-    """Views that a ``tilt.com`` leaves out, counted from 0."""
-    names = ("EXCLUDELIST", "EXCLUDELIST2", "EXCLUDE")
-    text = ",".join(value for name in names for value in command.options.get(name, []))
-    return [view - 1 for view in parse_list(text, f"{path}: EXCLUDELIST")]
+def _full_name(name: str, names: Mapping[str, str]) -> str:
+    """The name that a shortened one stands for, itself where it stands for none or several."""
+    if name in names:
+        return names[name].upper()
+    longer = {full.upper() for full in names.values() if full.upper().startswith(name)}
+    return longer.pop() if len(longer) == 1 else name
 
 
 def etomo_excluded_views(path: str | Path) -> list[int]:

@@ -88,6 +88,13 @@ def read(word: str, at: str, quantity: Quantity = ANY) -> float:
     return value
 
 
+def check(value: float, at: str, quantity: Quantity) -> float:
+    """A number that was read, where it is in the range of a quantity; else InputError."""
+    if not quantity.low <= value <= quantity.high:
+        raise InputError(f"{at}: {value:g} is not {quantity}; correct it, or give another file")
+    return value
+
+
 def read_all(words: Iterable[str], at: str, quantity: Quantity = ANY) -> list[float]:
     """The numbers that words are, see `read`."""
     return [read(word, at, quantity) for word in words]
