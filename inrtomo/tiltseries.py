@@ -10,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.errors import InputError
+from inrtomo.io.angle_files import read_angles
 from inrtomo.io.images import LIST_SUFFIXES, ImageStack, open_images
-from inrtomo.io.imod import list_text, read_angles
+from inrtomo.io.imod import list_text
 from inrtomo.io.mdoc import Mdoc, read_mdoc
+from inrtomo.io.numbers import TILT
 
 Array = NDArray[np.float64]
 F32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 MIN_TILTS = 3
-MAX_TILT_DEG = 90.0
 RADIANS_BELOW = 2.0
 """Many distinct angles, all of them smaller than this, are radians."""
 RADIANS_TILTS = 5
@@ -184,9 +185,9 @@ def check_tilt_angles(angles_deg: Array, n_tilts: int, source: str | Path) -> No
         raise InputError(f"{source}: has angles that are not numbers; correct it")
     if not angles.any():
         raise InputError(f"{source}: every angle is 0; give the tilt angles in degrees")
-    if np.abs(angles).max() > MAX_TILT_DEG:
+    if np.abs(angles).max() > TILT.high:
         worst = angles[np.argmax(np.abs(angles))]
-        raise InputError(f"{source}: {worst:g} is not a tilt angle in degrees (-90 to 90); check unit and columns")
+        raise InputError(f"{source}: {worst:g} is not {TILT}; check unit and columns")
     if n_tilts > 1 and np.ptp(angles) == 0:
         raise InputError(f"{source}: every angle is {angles[0]:g}; give the tilt angles in degrees")
     if np.abs(angles).max() < RADIANS_BELOW and len(np.unique(angles)) >= RADIANS_TILTS:

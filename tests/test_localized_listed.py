@@ -121,10 +121,10 @@ def test_no_listed_pair_is_dropped(inr: Inr, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("column", "value", "word"),
     [
-        ("PixelSize", "ten", "inrPixelSize ten: must be Å"),
-        ("PixelSize", "-3", "inrPixelSize -3: must be Å"),
-        ("PixelSize", "nan", "inrPixelSize nan: must be Å"),
-        ("Voltage", "3", "inrVoltage 3: must be kV, from 60"),
+        ("PixelSize", "ten", "inrPixelSize: 'ten' is not a number of Å"),
+        ("PixelSize", "-3", "inrPixelSize: '-3' is not a number of Å"),
+        ("PixelSize", "nan", "inrPixelSize: 'nan' is not a number of Å"),
+        ("Voltage", "3", "inrVoltage: '3' is not a voltage in kV .60"),
         ("Ctf", "25000", "inrCtf 25000: must be from 0.1 to 20 um"),
         ("Ctf", "ctf.txt", "ctf.txt .inrCtf. does not exist"),
         ("Reference", "1.mrc", "1.mrc: is its own reference"),

@@ -203,7 +203,7 @@ def test_binned_images_keep_their_centre(tmp_path: Path, bin: int, size: tuple[i
         (100 * TILT, "degrees"),
         (np.zeros(N), "every angle is 0"),
         (np.full(N, 3.0), "every angle is 3"),
-        (np.where(TILT == 0, np.nan, TILT), "angle 5"),
+        (np.where(TILT == 0, np.nan, TILT), "line 5"),
     ],
 )
 def test_angles_that_cannot_be(stack: Path, values: np.ndarray, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 import time
@@ -22,6 +23,8 @@ from inrtomo.errors import InputError
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+
+PLAIN_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 LOG_INTERVAL_S = 5.0
 TERMINAL_INTERVAL_S = 0.1
@@ -48,6 +51,11 @@ class Program(click.Command):
 
     Exit status: 0 complete result, 2 bad input or an output that cannot be written, 130 Ctrl-C, 143 SIGTERM.
     """
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        for param in self.params:
+            param.type = _plain_numbers(param.type)
 
     @property
     def program(self) -> str:
@@ -150,6 +158,42 @@ def _sigterm_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Plain(click.ParamType):
+    """Mixin: a number as people write it, where Python takes ``nan``, ``1_000`` and digits of other scripts too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and not PLAIN_NUMBER.fullmatch(value.strip()):
+            self.fail(f"{value!r} is not a number; write it as 2.5", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Float(_Plain, click.types.FloatParamType):
+    pass
+
+
+class _FloatRange(_Plain, click.FloatRange):
+    pass
+
+
+class _Int(_Plain, click.types.IntParamType):
+    pass
+
+
+class _IntRange(_Plain, click.IntRange):
+    pass
+
+
+def _plain_numbers(kind: click.ParamType) -> click.ParamType:
+    """The type of an option, for numbers one that takes plain ones alone."""
+    if type(kind) is click.FloatRange:
+        return _FloatRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
+    if type(kind) is click.IntRange:
+        return _IntRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
+    if type(kind) is click.types.FloatParamType:
+        return _Float()
+    return _Int() if type(kind) is click.types.IntParamType else kind
+
+
 class _TiltAxis(click.ParamType):
     """Degrees in IMOD's sense, or ``auto``."""
 
@@ -161,10 +205,7 @@ class _TiltAxis(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
         if isinstance(value, float) or value == "auto":
             return value
-        try:
-            degrees = float(value)
-        except (TypeError, ValueError):
-            degrees = float("nan")
+        degrees = float(value) if PLAIN_NUMBER.fullmatch(str(value).strip()) else float("nan")
         if not -360.0 <= degrees <= 360.0:
             self.fail(f"{value!r} is not an angle in degrees; give -360 to 360, or auto to search for it", param, ctx)
         return degrees
@@ -181,7 +222,7 @@ class _TiltList(click.ParamType):
         indices: set[int] = set()
         for part in str(value).replace(" ", "").split(","):
             first, dash, last = part.partition("-")
-            if not first.isdecimal() or (dash and not last.isdecimal()):
+            if not (first + last).isascii() or not first.isdecimal() or (dash and not last.isdecimal()):
                 self.fail(f"{value!r} is not a list of tilts; write it as 3,7-9, counting from 0", param, ctx)
             low, high = int(first), int(last or first)
             if high < low:
@@ -200,10 +241,8 @@ class _Memory(click.ParamType):
             return value
         text = str(value).strip().upper().removesuffix("IB").removesuffix("B")
         unit = {"M": 2.0**20, "G": 2.0**30, "T": 2.0**40}.get(text[-1:], 0.0)
-        try:
-            size = float(text[:-1]) * unit if unit else float(text) * 2.0**30
-        except ValueError:
-            size = 0.0
+        number = text[:-1] if unit else text
+        size = float(number) * (unit or 2.0**30) if PLAIN_NUMBER.fullmatch(number) else 0.0
         if not 0 < size < float("inf"):
             self.fail(f"{value!r} is not a size of memory; write it as 4G or 500M", param, ctx)
         return size

@@ -10,7 +10,9 @@ from inrtomo.commands._aligned_stack import read_aligned_stack
 from inrtomo.commands._tomogram_run import defoci_of, polarity_of, underfocus_um
 from inrtomo.commands._volume_pair import upright
 from inrtomo.errors import InputError
+from inrtomo.io import numbers
 from inrtomo.io.mrc import read_volume
+from inrtomo.io.numbers import Quantity
 from inrtomo.io.star import read_star
 from inrtomo.localized.blocks import Blocks
 from inrtomo.localized.cache import SampleCache, add_pair
@@ -20,7 +22,7 @@ from inrtomo.reconstruct.halves import ImageReader
 
 LISTED_BLOCKS = 40000  # of each listed pair
 COLUMNS = ("inrStack", "inrAlignment", "inrReference")
-NUMBERS = {"inrPixelSize": (0.1, 100.0, "Å per raw pixel"), "inrVoltage": (60.0, 1200.0, "kV")}
+NUMBERS = {"inrPixelSize": (0.1, 100.0, "a number of Å per raw pixel"), "inrVoltage": (60.0, 1200.0, "a voltage in kV")}
 """Columns that need not be there, and between which values they are."""
 OPTIONAL = (*NUMBERS, "inrCtf")
 NOT_GIVEN = ("", "none")
@@ -68,12 +70,8 @@ def _check(path: Path, row: Row) -> None:
     if _file(path, row, "inrReference") == _file(path, row, "inrStack"):
         raise InputError(f"{where} is its own reference; give the volume that should come out of it")
     for name, (low, high, what) in NUMBERS.items():
-        try:
-            good = not row[name] or low <= float(row[name]) <= high
-        except ValueError:
-            good = False
-        if not good:
-            raise InputError(f"{where} {name} {row[name]}: must be {what}, from {low:g} to {high:g}, or none")
+        if row[name]:
+            numbers.read(row[name], f"{where} {name}", Quantity(what, "", low, high))
 
 
 def _file(path: Path, row: Row, name: str) -> Path:
@@ -107,7 +105,7 @@ def fill_from_list(
 def listed_pair(path: Path, row: Row, orientation: str) -> Pair:
     """A row of the list as a pair."""
     stack, alignment, reference = (path.parent / row[name] for name in COLUMNS)
-    pixel = float(row["inrPixelSize"]) if row["inrPixelSize"] else None
+    pixel = numbers.read(row["inrPixelSize"], str(path)) if row["inrPixelSize"] else None
     given = read_aligned_stack(stack, alignment, pixel, pixel_size_named=f"the column inrPixelSize in {path}")
     volume, _ = read_volume(reference)
     volume = upright(volume, orientation)
@@ -115,7 +113,7 @@ def listed_pair(path: Path, row: Row, orientation: str) -> Pair:
     if row["inrCtf"]:
         typed = underfocus_um(row["inrCtf"]) is not None
         defoci = defoci_of(row["inrCtf"] if typed else str(path.parent / row["inrCtf"]), given)
-        voltage = float(row["inrVoltage"] or DEFAULT_VOLTAGE_KV)
+        voltage = numbers.read(row["inrVoltage"], str(path)) if row["inrVoltage"] else DEFAULT_VOLTAGE_KV
         image = ctf_corrected(image, given.alignment, defoci, "flip", voltage)
     try:
         return measured_pair(image, given.alignment, volume, polarity_of(given, "cpu"))

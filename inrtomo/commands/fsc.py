@@ -22,8 +22,8 @@ from inrtomo.commands._volume_pair import Pair, as_images, as_volumes, read_mask
 from inrtomo.device import choose
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.angle_files import read_angles
 from inrtomo.io.files import check_output, make_folder, write_text
-from inrtomo.io.imod import read_angles
 from inrtomo.io.mrc import write_volume
 from inrtomo.metrics.conventions import CONE_DEG, HALF_MAPS, REFERENCE
 

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
-from inrtomo.io import imod
+from inrtomo.io import etomo, imod, numbers
 from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.io.aretomo import read_aln_record
 from inrtomo.io.files import check_output, make_folder, read_text, write_text
-from inrtomo.io.imod_local import read_local, warp_from_local
 from inrtomo.io.mdoc import read_mdoc
 from inrtomo.io.mrc import read_header
+from inrtomo.io.plausible import check_plausible
 from inrtomo.io.relion import is_relion, read_relion
 from inrtomo.io.series_record import SeriesRecord, on_stack, series_name
 from inrtomo.io.star import read_star
 from inrtomo.io.warp import read_warp_xml
-from inrtomo.tiltseries import TiltSeries, check_tilt_angles
+from inrtomo.tiltseries import TiltSeries
 
 Array = NDArray[np.float64]
 
@@ -200,31 +200,38 @@ def _all_identity(linear: Array, shift: Array) -> bool:
 def _recorded_angles(path: Path, n: int) -> Array | None:
     """Recorded angles beside an ``.xf``: a ``.rawtlt``, or the list in AreTomo's folder, which has the lowest first."""
     base = path.with_name(path.stem.removesuffix("_warp"))
-    try:
-        raw = base.with_suffix(".rawtlt")
-        if raw.is_file():
-            return imod.read_angles(raw, n)
-        lists = sorted(path.parent.glob("*_order_list.csv")) if _is_aretomo_folder(path.parent) else []
-        if len(lists) != 1:
-            return None
-        rows = [line.split(",") for line in read_text(lists[0]).splitlines()]
-        angles = np.array(sorted(float(row[1]) for row in rows if len(row) == 2 and row[0].strip().isdecimal()))
-        refined = imod.read_angles(base.with_suffix(".tlt"), n)
-    except (InputError, ValueError):
+    raw, tilt_file = base.with_suffix(".rawtlt"), base.with_suffix(".tlt")
+    if raw.is_file():
+        angles = imod.read_angles(raw)
+        return angles if len(angles) == n else None
+    lists = sorted(path.parent.glob("*_order_list.csv")) if _is_aretomo_folder(path.parent) else []
+    if len(lists) != 1 or not tilt_file.is_file():
         return None
-    if len(angles) != n or not np.isfinite(angles).all():
+    angles, refined = np.sort(_order_list(lists[0])), imod.read_angles(tilt_file)
+    if not len(angles) == len(refined) == n:
         return None
     return np.asarray(angles[np.argsort(np.argsort(refined, kind="stable"))])
 
 
+def _order_list(path: Path) -> Array:
+    """Recorded angles ``(n,)`` of AreTomo's list ``ImageNumber, TiltAngle``, in the order of acquisition."""
+    rows = [(k, line.strip()) for k, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
+    if rows and rows[0][1][0].isalpha():
+        rows = rows[1:]
+    bad = [k for k, line in rows if line.count(",") != 1]
+    if bad:
+        raise InputError(f"{path}: line {bad[0]} is not the number of an image and its angle; write them as 1,-3.00")
+    return np.array([numbers.read(line.split(",")[1], f"{path}: line {k}", numbers.TILT) for k, line in rows])
+
+
 def _thickness(path: Path) -> float | None:
-    command = _tilt_command(path.parent, path.stem.removesuffix("_warp"))
-    values = [] if command is None else command.numbers("THICKNESS")
-    return values[0] if values and 0 < values[0] < 1e6 else None
+    command = etomo.tilt_command(path.parent, path.stem.removesuffix("_warp"))
+    return None if command is None else etomo.thickness(command)
 
 
 def _checked(alignment: Alignment, path: Path) -> Alignment:
     """The alignment, or InputError where its numbers cannot be one."""
+    check_plausible(alignment, path)
     warp = alignment.warp
     arrays = [alignment.tilt_deg, alignment.linear, alignment.shift_px, alignment.x_tilt_deg]
     shapes_fit = alignment.n_tilts > 0 and alignment.x_tilt_deg.shape == (alignment.n_tilts,)
@@ -359,8 +366,8 @@ def _read_json(path: Path) -> SeriesRecord:
     try:
         alignment = alignment_from_dict(values)
         inputs = whole.get("input") if isinstance(whole.get("input"), dict) else {}
-        nominal = _known(whole.get("nominal_tilt_deg", inputs.get("nominal_tilt_deg")), alignment.n_tilts)
-        exposure = _known(whole.get("exposure_e_A2"), alignment.n_tilts)
+        nominal = _known(whole.get("nominal_tilt_deg", inputs.get("nominal_tilt_deg")), alignment.n_tilts, numbers.TILT)
+        exposure = _known(whole.get("exposure_e_A2"), alignment.n_tilts, numbers.DOSE)
         images = whole.get("images")
         thickness = whole.get("thickness_px")
         if thickness is None and alignment.pixel_size_A and whole.get("thickness_nm"):
@@ -392,12 +399,14 @@ def _read_mdoc(path: Path, image_size: tuple[int, int] | None, notes: list[str])
     return SeriesRecord(alignment, name, mdoc.tilt_deg, mdoc.prior_exposure_e_A2)
 
 
-def _known(values: object, n: int) -> Array | None:
-    """A list of as many finite numbers as there are images, or None."""
+def _known(values: object, n: int, quantity: numbers.Quantity) -> Array | None:
+    """A list of as many numbers as there are images, or None; ValueError where one of them cannot be."""
     if not isinstance(values, list) or len(values) != n:
         return None
     array = np.array(values, dtype=np.float64)
-    return array if array.shape == (n,) and np.isfinite(array).all() else None
+    if not ((array >= quantity.low) & (array <= quantity.high)).all():
+        raise ValueError
+    return array if array.shape == (n,) else None
 
 
 def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: list[str]) -> Alignment:
@@ -405,19 +414,17 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     base = path.with_suffix("")
     expected = None if series is None or isinstance(series, tuple) else series.n_tilts
     tilt_file, x_tilt_file = base.with_suffix(".tlt"), base.with_suffix(".xtilt")
-    tilt: Array | None = None
-    if tilt_file.is_file():
-        tilt = _tilt_angles(tilt_file, expected)
-    elif series is not None and not isinstance(series, tuple):
+    command = etomo.tilt_command(path.parent, base.name, notes)
+    tilt = etomo.angles_of(command, tilt_file, expected, notes)
+    if tilt is None and series is not None and not isinstance(series, tuple):
         tilt = series.tilt_deg
         notes.append(f"{tilt_file.name} is not there: tilt angles are those of the series")
     if tilt is None:
         raise InputError(f"{tilt_file}: no such file; the alignment needs its tilt angles beside {path.name}")
     n = len(tilt)
     linear, shift = imod.read_xf(path, n)
-    x_tilt = imod.read_x_tilt(x_tilt_file, n) if x_tilt_file.is_file() else np.zeros(n)
-    command = _tilt_command(path.parent, base.name)
-    etomo = base.with_suffix(".edf")
+    x_tilt = etomo.x_tilts_of(command, x_tilt_file, n, notes)
+    project = base.with_suffix(".edf")
     warp_path = base.with_name(base.name + "_warp.xf")
     warp_file = imod.read_warp(warp_path, n) if warp_path.is_file() else None
     size, pixel = _size_of(series), None
@@ -430,13 +437,8 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     if size is None:
         raise InputError(f"{path}: the size of its images is not known; put the stack {base.name}.mrc beside it")
     excluded: dict[int, str] = {}
-    if command is None and etomo.is_file():
-        excluded = {view: "left out in Etomo" for view in imod.etomo_excluded_views(etomo) if 0 <= view < n}
-    if command is not None:
-        tilt = tilt + sum(command.numbers("OFFSET")[:1])
-        x_tilt = x_tilt + sum(command.numbers("XAXISTILT")[:1])
-        views = imod.excluded_views(command, path.parent / "tilt.com")
-        excluded = {view: "left out by tilt.com" for view in views if 0 <= view < n}
+    if command is None and project.is_file():
+        excluded = {view: "left out in Etomo" for view in imod.etomo_excluded_views(project) if 0 <= view < n}
     alignment = Alignment(
         tilt_deg=tilt,
         linear=warp_file.linear if warp_file else linear,
@@ -449,38 +451,17 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     )
     if _all_identity(linear, shift):
         notes.append(f"{path.name}: every transform is the identity; it is for a stack that is aligned already")
-    local = None if command is None else command.value("LOCALFILE")
-    if command is None or not local or alignment.warp is not None:
-        return alignment
-    return _with_local_alignments(alignment, path, path.parent / local, command, notes)
+    return _as_etomo_has_it(alignment, path, base.name, command, notes)
 
 
-def _with_local_alignments(
-    alignment: Alignment, path: Path, local: Path, command: imod.CommandFile, notes: list[str]
+def _as_etomo_has_it(
+    alignment: Alignment, path: Path, base: str, command: imod.CommandFile | None, notes: list[str]
 ) -> Alignment:
-    """The local alignments that a ``tilt.com`` names, as the motion of the specimen's middle plane."""
-    if local.name == path.name:
-        notes.append(f"{local.name} is named as LOCALFILE too, as AreTomo does; it holds no local alignments")
-        return alignment
-    if not local.is_file():
-        notes.append(f"local alignments of {local.name} are not there; the global alignment is used")
-        return alignment
-    with_z = command.value("ZFACTORFILE") is not None
-    areas = read_local(local, alignment.n_tilts, alignment.image_size, alignment.pixel_size_A, with_z)
-    thickness = (command.numbers("THICKNESS") or [0.0])[0]
-    warp, lost = warp_from_local(areas, alignment, min(max(thickness, 0.0), 1e5))
-    notes.append(
-        f"local alignments of {local.name} are read at the middle of the specimen; what they say of depth is left out, "
-        f"up to {lost:.2f} px at its top and bottom"
-    )
-    return replace(alignment, warp=warp)
-
-
-def _tilt_angles(path: Path, n_tilts: int | None) -> Array:
-    """Refined angles: those of a series, so the same is refused as there."""
-    angles = imod.read_angles(path, n_tilts)
-    check_tilt_angles(angles, len(angles), path)
-    return angles
+    """With what the com files of the folder say, or a sentence on what of them is left out."""
+    if command is not None:
+        alignment = etomo.placed(alignment, etomo.read_tilt_com(command, alignment.n_tilts), command, path.name, notes)
+    notes += etomo.sentences(command, path.parent, base, alignment.excluded)
+    return alignment
 
 
 def _check_same_linear(path: Path, warp_path: Path, linear: Array, shift: Array, warp: imod.WarpFile) -> None:
@@ -502,8 +483,9 @@ def _read_warp(path: Path, series: TiltSeries | tuple[int, int] | None, notes: l
         return _read_xf(beside, series, notes)
     warp = imod.read_warp(path)
     tilt_file = path.with_name(base + ".tlt")
-    if tilt_file.is_file():
-        tilt = _tilt_angles(tilt_file, None if len(warp.linear) == 1 else len(warp.linear))
+    command = etomo.tilt_command(path.parent, base, notes)
+    tilt = etomo.angles_of(command, tilt_file, None if len(warp.linear) == 1 else len(warp.linear), notes)
+    if tilt is not None:
         warp = imod.read_warp(path, len(tilt))
     elif series is not None and not isinstance(series, tuple):
         tilt = series.tilt_deg
@@ -511,30 +493,20 @@ def _read_warp(path: Path, series: TiltSeries | tuple[int, int] | None, notes: l
         warp = imod.read_warp(path, len(tilt))
     else:
         raise InputError(f"{tilt_file}: no such file; the alignment needs its tilt angles beside {path.name}")
-    x_tilt_file = path.with_name(base + ".xtilt")
-    x_tilt = imod.read_x_tilt(x_tilt_file, len(tilt)) if x_tilt_file.is_file() else np.zeros(len(tilt))
-    return Alignment(tilt, warp.linear, warp.shift_px, warp.size, warp.pixel_size_A, warp.warp, x_tilt)
+    x_tilt = etomo.x_tilts_of(command, path.with_name(base + ".xtilt"), len(tilt), notes)
+    alignment = Alignment(tilt, warp.linear, warp.shift_px, warp.size, warp.pixel_size_A, warp.warp, x_tilt)
+    return _as_etomo_has_it(alignment, path, base, command, notes)
 
 
 def _read_com(path: Path, series: TiltSeries | tuple[int, int] | None, notes: list[str]) -> Alignment:
     """``newst.com``: the transforms it names."""
-    name = imod.read_command_file(path, "newstack").value("TransformFile", "xform")
+    name = etomo.read_newst(path).value("TransformFile")
     if not name:
         raise InputError(f"{path}: names no TransformFile; give the .xf itself")
     target = path.parent / name
     if not target.is_file():
         raise InputError(f"{path}: names {name}, which is not there; put it beside, or give the .xf file itself")
     return (_read_warp if imod.is_warp_file(target) else _read_xf)(target, series, notes)
-
-
-def _tilt_command(folder: Path, base: str) -> imod.CommandFile | None:
-    """The ``tilt.com`` of this base in a folder (Etomo names it ``tilta.com`` for the first of two axes)."""
-    for name in ("tilt.com", "tilta.com", "tiltb.com"):
-        if (folder / name).is_file():
-            command = imod.read_command_file(folder / name, "tilt")
-            if Path(command.value("TILTFILE") or "").stem == base:
-                return command
-    return None
 
 
 def _size_beside(
@@ -546,7 +518,7 @@ def _size_beside(
         if suffix != ".ali" and stack.is_file():
             header = read_header(stack)
             return (header.shape[2], header.shape[1]), header.pixel_size_A
-    full = [] if command is None else command.numbers("FULLIMAGE")
-    if len(full) == 2:
+    full = [] if command is None else command.numbers("FULLIMAGE", 2, quantity=numbers.SIZE_PX)
+    if full:
         return (int(full[0]), int(full[1])), None
     return None, None

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
+from inrtomo.io import numbers
 from inrtomo.io.files import read_text, write_text
+from inrtomo.io.numbers import Quantity
 from inrtomo.io.rigid import (
     GAUSSIAN,
     LocalGrid,
@@ -31,9 +33,23 @@ from inrtomo.io.series_record import SeriesRecord, series_name
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-COLUMNS = 10
-LOCAL_COLUMNS = 7
 MAX_SECTIONS = 100_000
+SECTION = Quantity("the number of a section", "", 0, MAX_SECTIONS, whole=True)
+SIZE = Quantity("a number of pixels or images", "", 0, 1e6, whole=True)
+MAGNIFICATION = Quantity("a magnification", "", 0.1, 10.0)
+HEADER = {
+    "RawSize": (SIZE, SIZE, SIZE),
+    "DarkFrame": (numbers.ANY, SECTION, numbers.TILT),
+    "AlphaOffset": (numbers.TILT,),
+    "BetaOffset": (numbers.TILT,),
+    "Thickness": (numbers.THICKNESS_PX,),
+}
+"""Lines ``# KEY = values`` and what their values are."""
+SHIFTS = (numbers.SHIFT_PX, numbers.SHIFT_PX)
+ROW = (SECTION, numbers.AXIS, MAGNIFICATION, *SHIFTS, *[numbers.ANY] * 4, numbers.TILT)
+"""SEC ROT GMAG TX TY SMEAN SFIT SCALE BASE TILT."""
+LOCAL_ROW = (SECTION, SECTION, *SHIFTS, *SHIFTS, numbers.ANY)
+"""Row, patch, centre, shift, whether it is good."""
 MOST_PATCHES = 12
 """An axis: finer than the Gaussian is wide brings nothing."""
 GAUSSIAN_RCOND = 1e-4
@@ -178,8 +194,8 @@ class _Aln:
     alpha_offset: float = 0.0
     beta_offset: float = 0.0
     thickness_px: float | None = None
-    rows: Array = field(default_factory=lambda: np.zeros((0, COLUMNS)))
-    local: Array = field(default_factory=lambda: np.zeros((0, LOCAL_COLUMNS)))
+    rows: Array = field(default_factory=lambda: np.zeros((0, len(ROW))))
+    local: Array = field(default_factory=lambda: np.zeros((0, len(LOCAL_ROW))))
 
 
 def _parse(path: str | Path) -> _Aln:
@@ -189,43 +205,41 @@ def _parse(path: str | Path) -> _Aln:
     in_local = False
     for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
-        try:
-            if line.startswith("#"):
-                key, equals, value = line.lstrip("# ").partition("=")
-                key = key.strip()
-                in_local |= key.startswith("Local Alignment")
-                if equals and key == "RawSize":
-                    aln.raw_size = tuple(int(word) for word in value.split())
-                    if len(aln.raw_size) != 3:
-                        raise ValueError
-                elif equals and key == "DarkFrame":
-                    _, section, angle = value.split()
-                    aln.dark[int(section)] = _finite(angle)
-                elif equals and key == "AlphaOffset":
-                    aln.alpha_offset = _finite(value)
-                elif equals and key == "BetaOffset":
-                    aln.beta_offset = _finite(value)
-                elif equals and key == "Thickness":
-                    aln.thickness_px = _finite(value) or None
-            elif line:
-                values = [float(word) for word in line.split()]
-                if len(values) != (LOCAL_COLUMNS if in_local else COLUMNS) or not np.isfinite(values).all():
-                    raise ValueError
-                (local if in_local else rows).append(values)
-        except ValueError:
-            raise InputError(f"{path}: line {number} is not one of an .aln file; give another file") from None
+        at = f"{path}: line {number}"
+        if line.startswith("#"):
+            key, equals, value = line.lstrip("# ").partition("=")
+            key = key.strip()
+            in_local |= key.startswith("Local Alignment")
+            if equals and key in HEADER:
+                words = _as_many(value.split(), len(HEADER[key]), at)
+                values = [numbers.read(*word) for word in zip(words, [at] * len(words), HEADER[key], strict=True)]
+                if key == "RawSize":
+                    aln.raw_size = tuple(int(size) for size in values)
+                elif key == "DarkFrame":
+                    aln.dark[int(values[1])] = values[2]
+                elif key == "AlphaOffset":
+                    aln.alpha_offset = values[0]
+                elif key == "BetaOffset":
+                    aln.beta_offset = values[0]
+                elif key == "Thickness":
+                    aln.thickness_px = values[0] or None
+        elif line:
+            columns = LOCAL_ROW if in_local else ROW
+            words = _as_many(line.split(), len(columns), at)
+            (local if in_local else rows).append(
+                [numbers.read(word, at, quantity) for word, quantity in zip(words, columns, strict=True)]
+            )
     if not rows:
         raise InputError(f"{path}: holds no alignment; give an .aln file of AreTomo")
     aln.rows = np.array(rows)
-    aln.local = np.array(local).reshape(-1, LOCAL_COLUMNS)
+    aln.local = np.array(local).reshape(-1, len(LOCAL_ROW))
     return aln
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not np.isfinite(value):
-        raise ValueError
-    return value
+def _as_many(words: list[str], count: int, at: str) -> list[str]:
+    if len(words) != count:
+        raise InputError(f"{at} has {len(words)} values where an .aln file has {count}; give another file")
+    return words
 
 
 def _stack_indices(aln: _Aln, total: int, path: str | Path, notes: list[str]) -> tuple[Ints, int]:

@@ -9,16 +9,19 @@ from numpy.typing import NDArray
 
 from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
+from inrtomo.io import numbers
 from inrtomo.io.files import read_text
 
 Array = NDArray[np.float64]
 
 NM_TO_A = 10.0
 RANGE_A = (100.0, 300_000.0)
+FULL_TURN = 2 * np.pi + 1e-3
 IMOD_VERSIONS = (2, 3)
 # what the first line of IMOD's version 3 says about the columns
 ASTIGMATISM, ANGLE_IN_RADIANS, PHASE_SHIFT, PHASE_IN_RADIANS, INVERTED = (1 << bit for bit in range(5))
 CTFFIND_COLUMNS = 6
+NOT_FITTED = ("inf", "nan", "-nan")
 ARETOMO_COLUMNS = 8  # AreTomo3 adds the hand to CTFFIND's seven columns
 MAX_VIEW = 100_000
 
@@ -37,13 +40,9 @@ def read_ctf(path: str | Path, n_tilts: int) -> Defoci:
     Raises:
         InputError: another format, images that the stack has not, values that are no defocus.
     """
-    lines = read_text(path).splitlines()
-    commented = any(line.lstrip().startswith("#") for line in lines)
-    rows = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    try:
-        table = [[float(word) for word in row] for row in rows]
-    except ValueError:
-        raise InputError(f"{path}: holds more than numbers; give CTFFIND's, AreTomo's or IMOD's defocus file") from None
+    lines = [(k, line.strip()) for k, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
+    commented = any(line.startswith("#") for _, line in lines)
+    table = [_row(line.split(), f"{path}: line {k}") for k, line in lines if not line.startswith("#")]
     if not table:
         raise InputError(f"{path}: holds no defocus; give another file")
     # a second column of thousands is Å, not the last view of a range
@@ -52,13 +51,14 @@ def read_ctf(path: str | Path, n_tilts: int) -> Defoci:
     else:
         entries, hand = _imod(table, path)
     total, count = np.zeros((4, n_tilts)), np.zeros(n_tilts)
-    for first, last, *values in entries:
+    rows = [k for k, line in lines if not line.startswith("#")][-len(entries) :]
+    for row, (first, last, *values) in zip(rows, entries, strict=True):
         if not 0 <= first <= last < n_tilts:
             raise InputError(f"{path}: mentions image {last + 1} of {n_tilts}; give the file of this series")
         if not all(RANGE_A[0] <= defocus <= RANGE_A[1] for defocus in values[:2]):
-            raise InputError(f"{path}: {min(values[:2]):g} Å is not an underfocus; correct it")
-        if not np.isfinite(values).all():
-            raise InputError(f"{path}: image {first + 1} has an angle that is no number; correct it")
+            raise InputError(f"{path}: line {row}: {min(values[:2]):g} Å is not an underfocus; correct it")
+        if np.abs(values[2:]).max() > FULL_TURN:
+            raise InputError(f"{path}: line {row}: its angle or phase shift is more than a full turn; correct it")
         one, two, angle, shift = values
         # astigmatism as a vector of twice its angle, so that it can be averaged and interpolated
         terms = ((one + two) / 2, (one - two) * np.cos(2 * angle), (one - two) * np.sin(2 * angle), shift)
@@ -74,6 +74,14 @@ def read_ctf(path: str | Path, n_tilts: int) -> Defoci:
         hand or 1,
         hand != 0,
     )
+
+
+def _row(words: list[str], at: str) -> list[float]:
+    """Numbers of a line; CTFFIND writes that no ring was fitted as a resolution (its last column) of ``inf``."""
+    fitted, resolution = words[:CTFFIND_COLUMNS], words[CTFFIND_COLUMNS:]
+    return numbers.read_all(fitted, at) + [
+        np.inf if word.lower() in NOT_FITTED else numbers.read(word, at) for word in resolution
+    ]
 
 
 def read_defocus(path: str | Path, n_tilts: int) -> Array:

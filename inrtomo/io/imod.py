@@ -8,7 +8,8 @@ Shifts and warp vectors are in pixels of the raw, unbinned stack. Angles are in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from numpy.typing import NDArray
 from inrtomo.alignment import Alignment, LocalWarp, interpolation_matrix
 from inrtomo.errors import InputError
 from inrtomo.geometry import centre_index
+from inrtomo.io import numbers
+from inrtomo.io.angle_files import read_angles
 from inrtomo.io.files import read_text, write_text
+from inrtomo.io.numbers import Quantity, Word
 
 Array = NDArray[np.float64]
 
@@ -32,6 +36,8 @@ WARP_TOLERANCE_PX = 0.02
 """Largest error over the field of view that bilinear interpolation on a written grid may make."""
 WARP_DECIMALS = 3
 MAX_VIEWS = 100_000
+OPTION = re.compile(r"([^\s=#]+)[\s=]*((?:[^#]|(?<!\s)#)*)")
+"""Name and value of an option in a com file."""
 MAX_INTERVALS = 256
 FRACTIONS = (0.3, 0.5, 0.7)
 """Where in a grid interval the error is measured."""
@@ -64,13 +70,10 @@ def _xf_numbers(line: str, path: str | Path, number: int) -> list[float]:
     words = line.split()
     if len(words) != 6 and len(line.rstrip()) == 72:
         words = [line[12 * k : 12 * (k + 1)] for k in range(6)]
-    try:
-        values = [float(word) for word in words]
-    except ValueError:
-        values = []
-    if len(values) != 6 or not np.isfinite(values).all():
+    if len(words) != 6:
         raise InputError(f"{path}: line {number} is not six numbers A11 A12 A21 A22 DX DY; give another file")
-    return values
+    at = f"{path}: line {number}"
+    return numbers.read_all(words[:4], at, numbers.MATRIX) + numbers.read_all(words[4:], at, numbers.SHIFT_PX)
 
 
 def write_xf(path: str | Path, linear: Array, shift_px: Array, overwrite: bool = False) -> Path:
@@ -80,32 +83,6 @@ def write_xf(path: str | Path, linear: Array, shift_px: Array, overwrite: bool =
         for matrix, shift in zip(linear, shift_px, strict=True)
     ]
     return write_text(path, "".join(lines), overwrite)
-
-
-def read_angles(path: str | Path, n_tilts: int | None = None) -> Array:
-    """One number a line from ``.tlt``, ``.rawtlt`` or ``.xtilt``: degrees, ``(n,)``, in stack order.
-
-    Further columns (AreTomo's acquisition order) are left alone. Whether the numbers are plausible tilt angles is
-    for `inrtomo.tiltseries.check_tilt_angles` to say.
-    """
-    values = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        words = line.split("#", 1)[0].replace(",", " ").split()
-        if not words:
-            continue
-        try:
-            values.append(float(words[0]))
-        except ValueError:
-            raise InputError(f"{path}: line {number}, {words[0][:40]!r}, is not an angle; give another file") from None
-    if not values:
-        raise InputError(f"{path}: holds no angles; give another file")
-    angles = np.array(values)
-    if not np.isfinite(angles).all():
-        bad = int(np.flatnonzero(~np.isfinite(angles))[0]) + 1
-        raise InputError(f"{path}: angle {bad} is {angles[bad - 1]}; correct it")
-    if n_tilts is not None and len(angles) != n_tilts:
-        raise InputError(f"{path}: has {len(angles)} angles for {n_tilts} images; give the file of this series")
-    return angles
 
 
 def write_angles(path: str | Path, angles_deg: Array, overwrite: bool = False) -> Path:
@@ -118,7 +95,7 @@ def read_x_tilt(path: str | Path, n_tilts: int | None = None) -> Array:
 
     ``tilt`` takes ``XAXISTILT`` away from the angles of ``XTILTFILE`` (IMOD's source).
     """
-    return -read_angles(path, n_tilts) + 0.0
+    return -read_angles(path, n_tilts, numbers.X_TILT) + 0.0
 
 
 def write_x_tilt(path: str | Path, x_tilt_deg: Array, overwrite: bool = False) -> Path:
@@ -160,12 +137,7 @@ class _Numbers:
 
     def __init__(self, text: str, path: str | Path) -> None:
         self.path, self.at = path, 0
-        try:
-            self.values = np.array(list(map(float, text.split())))
-        except ValueError:
-            raise InputError(f"{path}: is not a warp file (it holds more than numbers); give another") from None
-        if not np.isfinite(self.values).all():
-            raise InputError(f"{path}: holds values that are not finite; write it again")
+        self.values = np.array(numbers.read_text_of_numbers(text, path))
 
     def take(self, count: int) -> Array:
         if self.at + count > len(self.values):
@@ -398,47 +370,67 @@ def tilt_com(
 
 @dataclass(frozen=True)
 class CommandFile:
-    """A com file: the program and its options; option names in upper case, of repeated ones all values."""
+    """A com file: the program and its options; option names in upper case, of repeated ones all values.
 
+    Attributes:
+        names: how the program spells the names, by their upper case.
+    """
+
+    path: Path
     program: str
-    options: dict[str, list[str]]
+    options: dict[str, list[Word]]
+    names: Mapping[str, str]
 
-    def value(self, *names: str) -> str | None:
+    def value(self, *names: str) -> Word | None:
         """The last value of an option under any of its names, or None."""
         values = [value for name in names for value in self.options.get(name.upper(), [])]
         return values[-1] if values else None
 
-    def numbers(self, *names: str) -> list[float]:
-        """The numbers of an option, empty where it is missing or has none."""
-        try:
-            return [float(word) for word in (self.value(*names) or "").replace(",", " ").split()]
-        except ValueError:
+    def last_values(self) -> dict[str, str]:
+        """Last value of every option, by the program's spelling of its name where that is known."""
+        return {self.names.get(name, name): values[-1] for name, values in self.options.items()}
+
+    def numbers(self, name: str, *counts: int, quantity: Quantity = numbers.ANY) -> list[float]:
+        """The numbers of an option, as many as one of ``counts``, if any, says; empty where the option is missing."""
+        text = self.value(name)
+        if text is None:
             return []
+        return numbers.read_list(text, f"{numbers.where(self.path, text)}: {name}", counts, quantity)
 
 
-def read_command_file(path: str | Path, program: str) -> CommandFile:
-    """Options that a com file gives to ``program``; InputError where it does not run it."""
-    options: dict[str, list[str]] = {}
+def read_command_file(path: str | Path, program: str, names: Mapping[str, str] | None = None) -> CommandFile:
+    """Options that a com file gives to ``program``; InputError where it does not run it.
+
+    As IMOD reads them: ``NAME value`` or ``NAME = value``, a name shortened as far as it is clear, ``#`` before
+    remarks, and nothing after ``DONE``.
+
+    Args:
+        names: upper case -> spelling of the names that the program knows; further ones to them are other spellings.
+    """
+    names = names or {}
+    options: dict[str, list[Word]] = {}
     inside = found = False
-    for line in read_text(path).splitlines():
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
         if line.startswith("$"):
             words = line[1:].split()
             inside = bool(words) and Path(words[0]).name == program
             found |= inside
-        elif inside and line and not line.startswith("#"):
-            name, _, value = line.replace("\t", " ").partition(" ")
-            options.setdefault(name.upper(), []).append(value.strip())
+        elif inside and (option := OPTION.match(line)):
+            name = _full_name(option.group(1).upper(), names)
+            inside = name not in ("DONE", "ENDINPUT")
+            options.setdefault(name, []).append(Word(option.group(2).strip(), number))
     if not found:
         raise InputError(f"{path}: does not run {program}; give another file")
-    return CommandFile(program, options)
+    return CommandFile(Path(path), program, options, names)
 
 
-def excluded_views(command: CommandFile, path: str | Path) -> list[int]:
-    """Views that a ``tilt.com`` leaves out, counted from 0."""
-    names = ("EXCLUDELIST", "EXCLUDELIST2", "EXCLUDE")
-    text = ",".join(value for name in names for value in command.options.get(name, []))
-    return [view - 1 for view in parse_list(text, f"{path}: EXCLUDELIST")]
+def _full_name(name: str, names: Mapping[str, str]) -> str:
+    """The name that a shortened one stands for, itself where it stands for none or several."""
+    if name in names:
+        return names[name].upper()
+    longer = {full.upper() for full in names.values() if full.upper().startswith(name)}
+    return longer.pop() if len(longer) == 1 else name
 
 
 def etomo_excluded_views(path: str | Path) -> list[int]:
@@ -453,7 +445,7 @@ def parse_list(text: str, where: str) -> list[int]:
     out: set[int] = set()
     for part in text.replace(",", " ").split():
         first, dash, last = part.partition("-")
-        ok = first.isdecimal() and (last.isdecimal() or not dash)
+        ok = (first + last).isascii() and first.isdecimal() and (last.isdecimal() or not dash)
         if not ok or int(last or first) - int(first) not in range(MAX_VIEWS):
             raise InputError(f"{where}: {part!r} is not a view or a range of views; write 1,4-6")
         out.update(range(int(first), int(last or first) + 1))

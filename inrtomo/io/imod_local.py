@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from inrtomo.alignment import Alignment, LocalWarp, interpolation_matrix
 from inrtomo.errors import InputError
 from inrtomo.geometry import centre_index, specimen_to_aligned
+from inrtomo.io import numbers
 from inrtomo.io.files import read_text, write_text
 from inrtomo.io.imod import half_view
 
@@ -25,6 +26,8 @@ Array = NDArray[np.float64]
 
 MAX_AREAS = 400
 """An axis."""
+MAX_INCREMENT_DEG = 45.0
+"""Of the angles of an area beside those of the whole."""
 AREAS = (2, 3, 4, 6, 8, 10)
 TOLERANCE_PX = 0.02
 SAMPLES = 2.5
@@ -55,10 +58,14 @@ class LocalAlignments:
     linear: Array
     shift_px: Array
 
-    def observed(self, alignment: Alignment, tilt: int, points: Array) -> Array:
-        """Positions in the aligned stack ``(..., 2)`` of specimen points ``(..., 3)``."""
+    def observed(self, alignment: Alignment, tilt: int, points: Array, axis_px: float = 0.0) -> Array:
+        """Positions in the aligned stack ``(..., 2)`` of specimen points ``(..., 3)``.
+
+        Args:
+            axis_px: where the tilt axis, from which the points are counted, cuts the aligned images; from their centre.
+        """
         flat = points.reshape(-1, 3)
-        weights_x = interpolation_matrix(self.x, flat[:, 0], "bilinear")
+        weights_x = interpolation_matrix(self.x, flat[:, 0] + axis_px, "bilinear")
         weights_y = interpolation_matrix(self.y, flat[:, 1], "bilinear")
         out = np.zeros((len(flat), 2))
         for j, i in np.ndindex(len(self.y), len(self.x)):
@@ -69,7 +76,7 @@ class LocalAlignments:
                 float(alignment.tilt_deg[tilt] + self.tilt_deg[j, i, tilt]),
                 float(alignment.x_tilt_deg[tilt] + self.x_tilt_deg[j, i, tilt]),
             )
-            u = u + flat[near, 2:] * self.z_factors[j, i, tilt]
+            u = u + flat[near, 2:] * self.z_factors[j, i, tilt] + [axis_px, 0.0]
             out[near] += weight[near, None] * (u @ self.linear[j, i, tilt].T + self.shift_px[j, i, tilt])
         return out.reshape(*points.shape[:-1], 2)
 
@@ -86,7 +93,7 @@ def read_local(
         with_z_factors: whether the reconstruction uses Z factors; without, they are left alone as ``tilt`` does.
     """
     lines = read_text(path).splitlines()
-    head = _numbers(lines[0] if lines else "", path)
+    head = np.array(numbers.read_text_of_numbers(lines[0] if lines else "", path))
     if not 6 <= len(head) <= 9 or not (head[:6] == np.rint(head[:6])).all():
         raise InputError(f"{path}: does not start like a file of local alignments; give another")
     nx, ny = (int(min(max(k, 0), MAX_AREAS + 1)) for k in head[:2])
@@ -94,7 +101,7 @@ def read_local(
         raise InputError(f"{path}: needs at least 2 x 2 areas at a positive distance; give another file")
     with_x_tilts, pixel, with_z = np.append(head[6:], np.zeros(9 - len(head))).tolist()
     parts = [1] + [1] * int(with_x_tilts > 0) + [2] * int(with_z > 0) + [6]
-    body = _numbers(" ".join(lines[1:]), path)
+    body = np.array(numbers.read_text_of_numbers("\n".join(lines[1:]), path, 2))
     if len(body) != nx * ny * n_tilts * sum(parts):
         raise InputError(
             f"{path}: holds {len(body)} numbers, {nx} x {ny} areas of {n_tilts} views need "
@@ -106,6 +113,10 @@ def read_local(
     for part in parts:
         pieces.append(areas[..., at : at + part * n_tilts].reshape(ny, nx, n_tilts, part))
         at += part * n_tilts
+    if max(np.abs(piece).max() for piece in pieces[: 1 + int(with_x_tilts > 0)]) > MAX_INCREMENT_DEG:
+        raise InputError(
+            f"{path}: changes an angle by more than {MAX_INCREMENT_DEG:g} degrees; give the file of this series"
+        )
     none = np.zeros((ny, nx, n_tilts))
     z_factors = pieces[1 + int(with_x_tilts > 0)] if with_z > 0 and with_z_factors else np.zeros((ny, nx, n_tilts, 2))
     x, y = (
@@ -124,21 +135,23 @@ def read_local(
     )
 
 
-def _numbers(text: str, path: str | Path) -> Array:
-    try:
-        values = np.array([float(word) for word in text.split()])
-    except ValueError:
-        raise InputError(f"{path}: holds more than numbers; give a file of local alignments") from None
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: holds values that are not finite; give another file")
-    return values
-
-
-def warp_from_local(local: LocalAlignments, alignment: Alignment, thickness_px: float) -> tuple[LocalWarp, float]:
+def warp_from_local(
+    local: LocalAlignments,
+    alignment: Alignment,
+    thickness_px: float,
+    origin_px: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    axis_px: float = 0.0,
+) -> tuple[LocalWarp, float]:
     """The motion of the specimen's middle plane, and what is lost by it: px at most, at half the thickness off it.
 
     Images so steep that the plane is seen edge-on are left without local motion.
+
+    Args:
+        origin_px: the plane is that of a tomogram whose points are the alignment's plus this (x, y, z), and the warp
+            that of ``alignment.translated(origin_px)``, whose shifts have ``axis_px`` less in x.
+        axis_px: see `LocalAlignments.observed`.
     """
+    origin = np.array(origin_px)
     nx, ny = alignment.image_size
     half_x, half_y = half_view(alignment)
     x, y = np.linspace(-half_x, half_x, WARP_NODES), np.linspace(-half_y, half_y, WARP_NODES)
@@ -155,12 +168,13 @@ def warp_from_local(local: LocalAlignments, alignment: Alignment, thickness_px: 
         if abs(np.linalg.det(axes[:, :2])) < STEEPEST:
             continue
         xy = u @ np.linalg.inv(axes[:, :2]).T
-        middle = np.concatenate([xy, np.zeros((*xy.shape[:-1], 1))], axis=-1)
-        vectors[m] = local.observed(alignment, m, middle) - u
+        middle = np.concatenate([xy, np.zeros((*xy.shape[:-1], 1))], axis=-1) - origin
+        back = axes @ origin - [axis_px, 0.0]  # from the aligned stack to the images of the moved tomogram
+        vectors[m] = local.observed(alignment, m, middle, axis_px) + back - u
         few = middle[::8, ::8]
-        inside = (np.abs(few[..., 0]) <= nx / 2) & (np.abs(few[..., 1]) <= ny / 2)
+        inside = (np.abs(few[..., 0] + axis_px) <= nx / 2) & (np.abs(few[..., 1]) <= ny / 2)
         for z in (-thickness_px / 2, thickness_px / 2):
-            moved = local.observed(alignment, m, few + [0, 0, z]) - u[::8, ::8] - z * axes[:, 2]
+            moved = local.observed(alignment, m, few + [0, 0, z], axis_px) + back - u[::8, ::8] - z * axes[:, 2]
             seen_at = u[::8, ::8] + z * axes[:, 2]
             error = moved - LocalWarp(x, y, vectors[m][None], "bilinear")(0, seen_at)
             lost = max(lost, float(np.linalg.norm(error[inside], axis=-1).max(initial=0.0)))

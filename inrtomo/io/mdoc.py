@@ -6,6 +6,7 @@ Only the keys used here reach the parser: microscopes and their software add oth
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PureWindowsPath
@@ -14,14 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.errors import InputError
+from inrtomo.io import numbers
 from inrtomo.io.files import read_text
+from inrtomo.io.numbers import Word
 
 Array = NDArray[np.float64]
 
-KEYS = ("TiltAngle", "ExposureDose", "PriorRecordDose", "PixelSpacing", "SubFramePath", "DateTime")
-SECTION = re.compile(r"^\[ZValue\s*=\s*\d+\s*\]$")
-SIZE = re.compile(r"^ImageSize\s*=\s*(\d{1,6})\s+(\d{1,6})$")
-AXIS = re.compile(r"Tilt axis angle\s*=\s*([-+]?[\d.]+)")
+NUMBERS = {
+    "TiltAngle": numbers.TILT,
+    "ExposureDose": numbers.DOSE,
+    "PriorRecordDose": numbers.DOSE,
+    "PixelSpacing": numbers.PIXEL_SIZE,
+}
+"""Keys of a section that hold a number, and what it can be."""
+KEYS = (*NUMBERS, "SubFramePath", "DateTime")
+SECTION = re.compile(r"^\[ZValue\s*=\s*\d+\s*\]$", re.ASCII)
+SIZE = re.compile(r"^ImageSize\s*=\s*(\S.*)$")
+AXIS = re.compile(r"Tilt axis angle\s*=\s*([^\s\]]+?)(?=,?(\s|\]|$))")
 DATE_FORMATS = ("%d-%b-%y  %H:%M:%S", "%d-%b-%Y  %H:%M:%S", "%Y-%b-%d  %H:%M:%S", "%Y-%m-%d  %H:%M:%S")
 
 
@@ -77,14 +87,17 @@ def read_mdoc(path: str | Path) -> Mdoc:
     if not any(SECTION.match(line) for line in lines):
         raise InputError(f"{path}: is not the .mdoc of a tilt series (it has no [ZValue = n]); give another")
     kept, titles, in_section = [], [], False
-    for line in lines:
+    for number, line in enumerate(lines, 1):
+        key, _, value = (part.strip() for part in line.partition("="))
         if line.startswith("[T"):
-            titles.append(line)
+            titles.append(Word(line, number))
         elif line.startswith("["):
             in_section = bool(SECTION.match(line))
             if in_section:
                 kept.append(line)
-        elif in_section and line.partition("=")[0].strip() in KEYS and line.partition("=")[2].strip():
+        elif in_section and key in NUMBERS and value:
+            kept.append(f"{key} = {numbers.read(value, f'{path}: line {number}: {key}', NUMBERS[key])!r}")
+        elif in_section and key in KEYS and value:
             kept.append(line)
     try:
         sections = MdocFile.from_lines(kept).section_data
@@ -101,8 +114,12 @@ def read_mdoc(path: str | Path) -> Mdoc:
         raise InputError(f"{path}: has sections without a TiltAngle; give the angles in a .rawtlt")
     spacing = _column([section.PixelSpacing for section in sections])
     paths = [section.SubFramePath for section in sections]
-    size = next(((int(m.group(1)), int(m.group(2))) for m in map(SIZE.match, lines) if m), None)
-    axis = next((float(m.group(1)) for m in map(AXIS.search, titles) if m), None)
+    size = next(((int(nx), int(ny)) for nx, ny in _sizes(lines, path)), None)
+    axis = next(
+        (numbers.read(m.group(1), f"{numbers.where(path, title)}: Tilt axis angle", numbers.AXIS)
+         for title in titles if (m := AXIS.search(title))),
+        None,
+    )  # fmt: skip
     return Mdoc(
         tilt_deg=tilt,
         dose_e_A2=_column([section.ExposureDose for section in sections]),
@@ -115,9 +132,16 @@ def read_mdoc(path: str | Path) -> Mdoc:
     )
 
 
+def _sizes(lines: list[str], path: str | Path) -> Iterator[list[float]]:
+    """(nx, ny) of every line that says it."""
+    for number, line in enumerate(lines, 1):
+        if found := SIZE.match(line):
+            yield numbers.read_list(found.group(1), f"{path}: line {number}: ImageSize", (2,), numbers.SIZE_PX)
+
+
 def _column(values: list[float | None]) -> Array | None:
-    """Finite numbers of all sections, or None."""
-    if any(value is None or not np.isfinite(value) for value in values):
+    """Numbers of all sections, or None."""
+    if any(value is None for value in values):
         return None
     return np.array(values, dtype=np.float64)
 

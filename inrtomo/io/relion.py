@@ -30,6 +30,7 @@ from inrtomo.alignment import Alignment
 from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
 from inrtomo.geometry import centre_index, rotation_about_x
+from inrtomo.io import numbers
 from inrtomo.io.files import check_output, make_folder
 from inrtomo.io.mrc import read_header
 from inrtomo.io.rigid import LocalGrid, Rigid, fit_local_shifts, hermite_spline, warp_from_local_shifts
@@ -49,6 +50,21 @@ NO_DEFORMATION = "[" + ",".join(["0"] * 32) + "]"
 """Coefficients to go with them: 2 x 2 nodes."""
 REPLACED = (*MATRIX, "rlnTomoProjZ", "rlnTomoProjW", COEFFICIENTS)
 """Columns that an alignment that is there before must not leave behind."""
+QUANTITIES = {
+    "rlnTomoYTilt": numbers.TILT,
+    "rlnTomoNominalStageTiltAngle": numbers.TILT,
+    "rlnTomoXTilt": numbers.X_TILT,
+    "rlnTomoZRot": numbers.AXIS,
+    "rlnTomoXShiftAngst": numbers.SHIFT_A,
+    "rlnTomoYShiftAngst": numbers.SHIFT_A,
+    "rlnMicrographPreExposure": numbers.DOSE,
+    "rlnTomoTiltSeriesPixelSize": numbers.PIXEL_SIZE,
+    "rlnMicrographPixelSize": numbers.PIXEL_SIZE,
+    "rlnTomoSizeX": numbers.SIZE_PX,
+    "rlnTomoSizeY": numbers.SIZE_PX,
+    "rlnTomoSizeZ": numbers.SIZE_PX,
+}
+"""What the numbers of a column can be."""
 SAME_PX = 0.1
 """Up to this, angles and matrices of one file say the same."""
 MAX_GRID = 200
@@ -194,26 +210,18 @@ def _column(table: Table, column: str, path: Path) -> Array | None:
     """Numbers of a column, None where it is missing."""
     if column not in table:
         return None
-    try:
-        values = np.array([float(word) for word in table[column]])
-    except ValueError:
-        raise InputError(f"{path}: {column} holds more than numbers; give another file") from None
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: {column} holds values that are not finite; give another file")
-    return values
+    quantity = QUANTITIES.get(column, numbers.ANY)
+    return np.array([numbers.read(word, f"{numbers.where(path, word)}: {column}", quantity) for word in table[column]])
 
 
 def _vectors(table: Table, column: str, length: int, path: Path) -> Array:
     """Vectors ``(n, length)`` written as ``[1,2,3]``."""
     rows = []
     for word in table[column]:
-        try:
-            row = [float(part) for part in word.strip("[] ").split(",")]
-        except ValueError:
-            row = []
-        if len(row) != length or not np.isfinite(row).all():
-            raise InputError(f"{path}: {column} is not made of {length} numbers [a,b,...]; give another file")
-        rows.append(row)
+        at, parts = f"{numbers.where(path, word)}: {column}", word.strip("[] ").split(",")
+        if len(parts) != length:
+            raise InputError(f"{at} is not made of {length} numbers [a,b,...]; give another file")
+        rows.append(numbers.read_all(parts, at))
     return np.array(rows).reshape(-1, length)
 
 

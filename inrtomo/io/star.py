@@ -8,9 +8,10 @@ from pathlib import Path
 
 from inrtomo.errors import InputError
 from inrtomo.io.files import read_text, write_text
+from inrtomo.io.numbers import Word
 
 Table = dict[str, list[str]]
-"""Column (without the underscore) -> its values, as many in every column."""
+"""Column (without the underscore) -> its values, as many in every column; those read know their line (`Word`)."""
 
 WORD = re.compile(r"""'[^']*'(?=\s|$)|"[^"]*"(?=\s|$)|\S+""")
 
@@ -43,7 +44,7 @@ def read_star(path: str | Path) -> dict[str, Table]:
                 table[name] = []
                 labels.append(name)
             else:
-                table[name] = [_bare(words[1])] if len(words) > 1 else [""]
+                table[name] = [Word(_bare(words[1]) if len(words) > 1 else "", number)]
         elif in_loop:
             words, has_rows = WORD.findall(line), True
             if len(words) != len(labels):
@@ -51,7 +52,7 @@ def read_star(path: str | Path) -> dict[str, Table]:
                     f"{path}: line {number} has {len(words)} values for {len(labels)} columns; copy it again"
                 )
             for name, word in zip(labels, words, strict=True):
-                table[name].append(_bare(word))
+                table[name].append(Word(_bare(word), number))
         else:
             raise InputError(f"{path}: line {number} is not one of a STAR file; give another file")
     for name, columns in blocks.items():

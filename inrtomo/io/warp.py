@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.geometry import specimen_to_aligned
+from inrtomo.io import numbers
 from inrtomo.io.files import read_text, write_text
 from inrtomo.io.rigid import (
     LocalGrid,
@@ -39,6 +40,17 @@ MAX_BYTES = 64 * 2**20
 MAX_NODES = 10**6
 MAX_IMAGES = 100_000
 MAX_SIDE = 10**6
+QUANTITIES = {
+    "Angles": numbers.TILT,
+    "AxisAngle": numbers.AXIS,
+    "AxisOffsetX": numbers.SHIFT_A,
+    "AxisOffsetY": numbers.SHIFT_A,
+    "Dose": numbers.DOSE,
+    "LevelAngleX": numbers.X_TILT,
+    "LevelAngleY": numbers.TILT,
+    "CTF PixelSize": numbers.PIXEL_SIZE,
+}
+"""What the numbers of an element or attribute can be."""
 HALF_PIXEL = 0.5
 """Warp's image centre, index n / 2, in our centred pixels."""
 SAME_X_TILT_DEG = 5e-4
@@ -132,13 +144,11 @@ def _words(root: ET.Element, name: str) -> list[str]:
 
 
 def _finite(words: Sequence[str], what: str, path: Path) -> Array:
-    try:
-        values = np.array([float(word) for word in words], dtype=np.float64)
-    except ValueError:
-        values = np.array([np.nan])
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: {what} holds more than numbers; give another file")
-    return values
+    quantity = QUANTITIES.get(what, numbers.ANY)
+    return np.array(
+        [numbers.read(word, f"{path}: {what}, entry {k}", quantity) for k, word in enumerate(words, 1)],
+        dtype=np.float64,
+    )
 
 
 def _column(root: ET.Element, name: str, path: Path, count: int | None = None) -> Array | None:
@@ -155,10 +165,8 @@ def _attribute(root: ET.Element, name: str, path: Path, count: int) -> Array:
     text = root.get(name, "")
     if not text.strip():
         return np.zeros(count)
-    values = _finite(text.strip("() ").split(","), name, path)
-    if len(values) != count:
-        raise InputError(f"{path}: {name} needs {count} numbers; give another file")
-    return values
+    quantity = QUANTITIES.get(name, numbers.ANY)
+    return np.array(numbers.read_list(text.strip("() "), f"{path}: {name}", (count,), quantity))
 
 
 def _sampling(
@@ -183,25 +191,29 @@ def _sampling(
     return pixel, image_size
 
 
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError
+    return int(text)
+
+
 def _grid(root: ET.Element, name: str, path: Path) -> Grid:
     """A grid by its element's name, one node of zero where it is missing."""
     element = root.find(name)
     if element is None:
         return Grid(np.zeros((1, 1, 1, 1)))
     try:
-        shape = [int(element.get(side, "1")) for side in ("Duration", "Depth", "Height", "Width")]
+        shape = [_whole(element.get(side, "1")) for side in ("Duration", "Depth", "Height", "Width")]
         if min(shape) < 1 or int(np.prod(shape, dtype=object)) > MAX_NODES:
             raise ValueError
         values = np.zeros(shape)
         for node in element.findall("Node"):
-            at = tuple(int(node.get(axis, "0")) for axis in "WZYX")
+            at = tuple(_whole(node.get(axis, "0")) for axis in "WZYX")
             if any(not 0 <= k < side for k, side in zip(at, shape, strict=True)):
                 raise ValueError
-            values[at] = float(node.get("Value", "0"))
-    except (ValueError, OverflowError):
+            values[at] = numbers.read(node.get("Value", "0"), f"{path}: {name}, node {at[::-1]}")
+    except ValueError:
         raise InputError(f"{path}: {name} is damaged; give another file") from None
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: {name} holds values that are not finite; give another file")
     margins = [_finite([element.get(f"Margin{axis}", "0")], name, path)[0] for axis in "XYZ"]
     if any(margins):
         raise InputError(f"{path}: {name} has margins, which cannot be read; give another file")
