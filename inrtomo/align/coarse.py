@@ -66,14 +66,16 @@ def coarse_alignment(
     pixel_size_A: float | None = None,
     progress: Progress | None = None,
     work: CorrelationWork = ON_CPU,
+    working: tuple[F32, int] | None = None,
 ) -> Alignment:
     """Shifts by correlation; the axis angle is searched over 180 degrees when None.
 
     The two directions of an axis give mirrored specimens that fit the images equally well: with ``axis_deg``
-    None the result lies in (-90, 90], and which of the two it is stays for the caller to say.
+    None the result lies in (-90, 90], and which of the two it is stays for the caller to say. ``working`` are the
+    `working_images` of ``prepared``, where they have been made already.
     """
     tilt_deg = np.asarray(tilt_deg, dtype=np.float64)
-    images, factor = working_images(prepared, work)
+    images, factor = working or working_images(prepared, work)
     if axis_deg is None:
         axis_deg = find_axis(images[prepared.included], tilt_deg[prepared.included], work)
         if progress:

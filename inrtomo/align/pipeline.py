@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.align.checkpoint import Checkpoint, Fingerprint, Interrupts, Stopped
+from inrtomo.align.coarse import working_images as correlated_images
 from inrtomo.align.error_bars import half_data_masks, half_settings, jittered, sigma_of_shifts
-from inrtomo.align.fast import Work, fast_alignment_of, work_on
+from inrtomo.align.fast import Work, axis_asked_of, fast_alignment_of, start_notes, work_on
 from inrtomo.align.guard import Verdict, choose, held_out_blocks
 from inrtomo.align.joint import (
     HELD_BLOCK_PX,
@@ -34,6 +35,7 @@ from inrtomo.align.level import Level, centred_on_views, find_level, levelled, t
 from inrtomo.align.motion import aligned_half_size
 from inrtomo.align.prepare import Prepared, PrepareSettings, prepare
 from inrtomo.align.settings import AlignSettings
+from inrtomo.align.start_check import AxisCheck, StartCheck, check_start, overlap_doubt, wrong_start
 from inrtomo.align.tracks import TrackSettings
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
@@ -77,6 +79,8 @@ class AlignResult:
             and how its origin was moved.
         sigma_shift_px: standard error of the shifts ``(n_tilts, 2)``, raw px; None unless asked for.
         axis_ambiguous: the axis was found from the images alone, so the hand may be wrong.
+        wrong_start: sentences on what cannot be right: tilt angles, or the tilt axis of the result.
+        doubts: sentences on what is worth a look.
         density, lattice, field: of the joint fit, in its own frame (working px).
         field_to_result: rotation and translation (working px) of a point of that frame to the result's specimen.
         working_bin: raw px per working px.
@@ -96,6 +100,8 @@ class AlignResult:
     levelling: dict[str, Any]
     sigma_shift_px: Array | None
     axis_ambiguous: bool
+    wrong_start: list[str]
+    doubts: list[str]
     density: F32 | None
     lattice: Lattice | None
     field: DensityField | None
@@ -298,6 +304,8 @@ class _Run:
             levelling=levelling,
             sigma_shift_px=None if sigma is None else sigma * self.factor,
             axis_ambiguous=bool(tracked["axis_ambiguous"]),
+            wrong_start=wrong_start(self.checked(tracked), final),
+            doubts=[text for text in (overlap_doubt(final),) if text],
             density=None if self.fitted is None else self.fitted.density,
             lattice=None if self.fitted is None else self.fitted.lattice,
             field=None if self.fitted is None else self.fitted.field,
@@ -333,12 +341,16 @@ class _Run:
             self.prepared = prepared_only()
             start = replace(given, excluded=dict(self.prepared.excluded))
             none = np.full(len(tilt_deg), np.nan)
-            tracked = self.tracked(0.5 * min(self.size), none, None, np.zeros((0, 3)), False, [])
+            with self.timed("coarse"):
+                working, _ = correlated_images(self.prepared, self.work)
+                checked = check_start(working, tilt_deg, self.prepared.included, axis_asked_of(None, given))
+            notes = start_notes(checked, False)
+            tracked = self.tracked(0.5 * min(self.size), none, None, np.zeros((0, 3)), False, checked, notes)
         else:
             slab = None if s.thickness_px is None else s.thickness_px / self.factor
             start, fast = fast_alignment_of(
                 self.images, tilt_deg, s.axis_deg, pixel, given, optics, TrackSettings(slab_px=slab), excluded, report,
-                None if s.fast else self.without_held_out, self.work,
+                None if s.fast else self.without_held_out, self.work, s.axis_is_recorded,
             )  # fmt: skip
             self.prepared = fast.prepared
             start = replace(start, excluded=dict(self.prepared.excluded))
@@ -348,8 +360,9 @@ class _Run:
             seen = np.isfinite(found.residual_per_track)
             tracks = np.column_stack([found.points[:, :2], found.residual_per_track])[seen]
             tracked = self.tracked(
-                found.slab_px, found.residual_per_tilt, found.residual_rms, tracks, fast.axis_ambiguous, fast.notes
-            )
+                found.slab_px, found.residual_per_tilt, found.residual_rms, tracks, fast.axis_ambiguous, fast.checked,
+                fast.notes,
+            )  # fmt: skip
         for text in (*self.prepared.notes, *tracked["notes"]):
             self.note(text)
         if "start" not in stages:
@@ -382,6 +395,7 @@ class _Run:
         rms_px: float | None,
         tracks_px: Array,
         ambiguous: bool,
+        checked: StartCheck,
         notes: list[str],
     ) -> dict[str, Any]:
         """What is remembered of the tracks, as plain values."""
@@ -391,9 +405,17 @@ class _Run:
             "residual_rms_px": None if rms_px is None or not np.isfinite(rms_px) else float(rms_px),
             "tracks_px": tracks_px.tolist(),
             "axis_ambiguous": ambiguous,
+            "checked": asdict(checked),
             "x_tilt_deg": 0.0 if self.settings.start is None else float(np.mean(self.settings.start.x_tilt_deg)),
             "notes": list(notes),
         }
+
+    @staticmethod
+    def checked(tracked: dict[str, Any]) -> StartCheck:
+        """What the images said of the start, as `tracked` remembers it."""
+        found = tracked["checked"]
+        axis = None if found["axis"] is None else AxisCheck(**found["axis"])
+        return StartCheck(axis, found["wrong_order"])
 
     def users_start(self, start: Alignment) -> Alignment:
         """A user's alignment in working px and in the frame of the tilt axis."""

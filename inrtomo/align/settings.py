@@ -15,6 +15,8 @@ class AlignSettings:
 
     Attributes:
         axis_deg: tilt axis in IMOD's sense; None searches for it.
+        axis_is_recorded: nobody asked for ``axis_deg``, a file says so: where it does not fit the images, the axis that
+            does is taken instead.
         thickness_px: sample thickness in raw px; None estimates it.
         defocus_A: underfocus, one for all or one per tilt; None: restored only if the images look like it.
         start: alignment to refine instead of correlation and tracks (raw px).
@@ -31,6 +33,7 @@ class AlignSettings:
     """
 
     axis_deg: float | None = None
+    axis_is_recorded: bool = False
     thickness_px: float | None = None
     defocus_A: float | tuple[float, ...] | None = None
     start: Alignment | None = None

@@ -48,6 +48,7 @@ def _align_measured(series: Series, out: Path) -> Measured:
     values = _json(out / f"{Path(series.stack).stem}_align.json")
     guard = values["guard"]
     return {
+        **_verdict(values),
         "residual_px": values["residual_rms_px"],
         "thickness_nm": values["thickness_nm"],
         "axis_deg": values["tilt_axis_deg"],
@@ -112,7 +113,7 @@ def _report(series: Series, source: Path | None, out: Path) -> list[str]:
 def _report_measured(series: Series, out: Path) -> Measured:
     values = _json(out / f"{series.name}_report.json")
     return {
-        "verdict": values["verdict"],
+        **_verdict(values),
         "disagreement_px": values["disagreement_px"],
         "residual_px": values["residual_rms_px"],
         "thickness_nm": values["thickness_nm"],
@@ -120,6 +121,13 @@ def _report_measured(series: Series, out: Path) -> Measured:
         "excluded_tilts": values["excluded_tilts"],
         "resolution_A": values["resolution_A"],
     }
+
+
+def _verdict(values: dict[str, Any]) -> Measured:
+    """Good, check or failed, and where it is not good, why; nothing of results from before there was a verdict."""
+    if "verdict" not in values:
+        return {}
+    return {"verdict": values["verdict"], "why": "" if values["verdict"] == "good" else "; ".join(values["reasons"])}
 
 
 def _json(path: Path) -> dict[str, Any]:

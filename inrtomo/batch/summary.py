@@ -37,10 +37,13 @@ class Column:
     least: float | None = None
     is_angle: bool = False
     good: str = ""
+    why: str = ""
+    """Column that says why."""
 
 
 COLUMNS = {
-    "verdict": Column("verdict", good="good"),
+    "verdict": Column("verdict", good="good", why="why"),
+    "why": Column("why"),
     "disagreement_px": Column("disagreement", "px", HIGH),
     "residual_px": Column("residual", "px", HIGH),
     "thickness_nm": Column("thickness", "nm", BOTH),
@@ -108,7 +111,9 @@ class Summary:
         for key, column in self.columns.items():
             for row in self.rows if column.good else ():
                 if row.measured.get(key, column.good) != column.good:
-                    found.setdefault(row.name, []).append(f"{column.title} {shown(row.measured[key])}")
+                    why = row.measured.get(column.why)
+                    said = f"{column.title} {shown(row.measured[key])}" + (f": {why}" if why else "")
+                    found.setdefault(row.name, []).append(said)
         for key, flags in self.outliers.items():
             column = self.columns[key]
             middle = np.nanmedian(self.numbers(key)) if flags.any() else 0.0

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -28,12 +29,13 @@ from inrtomo.device import choose_several, memory_bound, peak_device_bytes
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_alignment
 from inrtomo.io.alignment_json import alignment_to_dict
-from inrtomo.io.files import check_output, make_folder, write_text
+from inrtomo.io.files import check_output, make_folder, read_text, write_text
 from inrtomo.io.mrc import StackWriter
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
 
 if TYPE_CHECKING:
     from inrtomo.align.pipeline import AlignResult
+    from inrtomo.report.verdict import Verdict
 
 _D = AlignSettings()
 PICTURES = ("alignment", "residual", "warp", "loss", "slices")
@@ -90,6 +92,7 @@ OTHER_WAY_DEG = 135.0  # between two tilt axes: one of them points the wrong way
 )
 @click.option("--seed", type=int, default=_D.seed, help="Of everything random.")
 @device_option(more="; cuda:0,cuda:1 share the fits")
+@click.option("--strict", is_flag=True, help="Exit status 1 when the verdict is failed; the results are written.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def main(
@@ -113,13 +116,15 @@ def main(
     memory: float | None,
     seed: int,
     device: str,
+    strict: bool,
     resume: bool,
     overwrite: bool,
 ) -> None:
     """Align the tilt series STACK, local motion included, and write what IMOD needs to FOLDER.
 
     Written are BASE.xf .tlt .xtilt, BASE_warp.xf (local motion, for newstack -xform), newst.com, tilt.com,
-    BASE_align.json (every number), BASE_field.npz (the density model) and pictures; BASE is the stack's stem.
+    BASE_align.json (every number), BASE_field.npz (the density model) and pictures; BASE is the stack's stem. At the
+    end stands what inr-report says of it: good, check or failed, and why.
 
     Ctrl-C, a full disk or a crash leave BASE_checkpoint.npz, from which --resume goes on.
     """
@@ -132,12 +137,15 @@ def main(
     outputs = _Outputs(make_folder(folder), series.name, recon)
     if outputs.is_complete and resume and not overwrite:
         click.echo(f"{outputs.json}: complete already; nothing to do")
+        if strict and _failed(outputs.json):
+            sys.exit(1)
         return
     outputs.check(resume, overwrite)
     computing, *others = choose_several(device)
     notes: list[str] = []
     settings = AlignSettings(
         axis_deg=axis,
+        axis_is_recorded=axis is not None and tilt_axis is None,
         thickness_px=None if thickness is None else thickness * 10 / series.pixel_size_A,
         defocus_A=_defocus(defocus, series),
         start=None if start is None else read_alignment(start, series, notes),
@@ -165,12 +173,13 @@ def main(
     try:
         with _progress() as progress:
             result = align_series(series, settings, progress, outputs.checkpoint, resume, progress.say)
+            verdict = _verdict(series, settings, result, progress)
     except KeyboardInterrupt:
         if outputs.checkpoint.exists():
             click.echo(f"{outputs.checkpoint} holds the run so far; --resume goes on with it", err=True)
         raise
     with outputs.staged() as staging:
-        _write(staging, series, settings, result, recon, stack)
+        _write(staging, series, settings, result, verdict, recon, stack)
     for path in outputs.written:
         click.echo(f"wrote {path}")
     seconds = "  ".join(f"{stage} {value:.0f} s" for stage, value in result.seconds.items())
@@ -178,6 +187,9 @@ def main(
     if computing.is_gpu:
         peak, bound = peak_device_bytes(computing.name) / 2**30, settings.memory_bytes / 2**30
         click.echo(f"peak memory of {computing.name} {peak:.2f} of {bound:.2f} GiB")
+    click.echo(f"{verdict.word}: {'; '.join(verdict.reasons)}")
+    if strict and verdict.is_failed:
+        sys.exit(1)
 
 
 # --- input ---------------------------------------------------------------------------------------------------------
@@ -282,6 +294,38 @@ def _progress() -> Iterator[_Stages]:
 # --- output --------------------------------------------------------------------------------------------------------
 
 
+def _verdict(series: TiltSeries, settings: AlignSettings, result: AlignResult, progress: _Stages) -> Verdict:
+    """What `inr-report` will say of the result, by the same rule."""
+    from inrtomo.report.consistency import consistency_of
+    from inrtomo.report.verdict import Evidence, judge
+
+    started = time.monotonic()
+    progress("verdict", 0.0)
+    found = consistency_of(series.image, result.alignment, settings.thickness_px or result.thickness_px)
+    progress("verdict", 1.0)
+    total = result.seconds.pop("total")
+    result.seconds["verdict"] = time.monotonic() - started
+    result.seconds["total"] = total + result.seconds["verdict"]
+    return judge(Evidence.of_result(result.alignment, found, _start_values(result)))
+
+
+def _start_values(result: AlignResult) -> dict[str, Any]:
+    """What ``BASE_align.json`` says of where the alignment started from."""
+    return {
+        "tilt_axis_ambiguous": result.axis_ambiguous,
+        "wrong_start": result.wrong_start,
+        "doubts": result.doubts,
+    }
+
+
+def _failed(path: Path) -> bool:
+    """Whether the verdict of a complete run, by its ``BASE_align.json``, is failed."""
+    try:
+        return bool(json.loads(read_text(path)).get("verdict") == "failed")
+    except (ValueError, AttributeError):
+        raise InputError(f"{path}: is damaged; run inr-align again with --overwrite") from None
+
+
 class _Outputs:
     """The files of a run: checked before, staged in a hidden folder, moved into place when all are complete."""
 
@@ -332,7 +376,13 @@ class _Outputs:
 
 
 def _write(
-    staging: Path, series: TiltSeries, settings: AlignSettings, result: AlignResult, recon: bool, stack: Path
+    staging: Path,
+    series: TiltSeries,
+    settings: AlignSettings,
+    result: AlignResult,
+    verdict: Verdict,
+    recon: bool,
+    stack: Path,
 ) -> None:
     """All result files into one folder."""
     from inrtomo.align.placed_field import PlacedField
@@ -347,7 +397,7 @@ def _write(
     if recon:
         volume = _reconstruct(staging / f"{base}_rec.mrc", series, alignment, height, settings.device)
     _draw(staging, series, result, volume)
-    values = _report(series, settings, result, height)
+    values = _report(series, settings, result, verdict, height)
     # a key a line: readable, and a warp does not take a line for every number
     lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in values.items()]
     write_text(staging / f"{base}_align.json", "{\n" + ",\n".join(lines) + "\n}\n")
@@ -406,29 +456,33 @@ def _draw(staging: Path, series: TiltSeries, result: AlignResult, volume: NDArra
         figures.slices(density, staging / f"{base}_slices.png", f"{base}: density of the fit", voxel)
 
 
-def _report(series: TiltSeries, settings: AlignSettings, result: AlignResult, height: int) -> dict[str, Any]:
+def _report(
+    series: TiltSeries, settings: AlignSettings, result: AlignResult, verdict: Verdict, height: int
+) -> dict[str, Any]:
     """``BASE_align.json``: lengths in raw px unless the name says otherwise, tilts counted from 0."""
     a, pixel = result.alignment, series.pixel_size_A or 1.0
     thickness = settings.thickness_px or result.thickness_px
-    verdict = result.verdict
+    guard = result.verdict
     return {
+        "verdict": verdict.word,
+        "reasons": verdict.reasons,
         "excluded_tilts": [{"tilt": int(i), "reason": why} for i, why in sorted(a.excluded.items())],
         "shift_px": a.shift_px.tolist(),
         "rotation_deg": a.rotation_deg.tolist(),
         "tilt_deg": a.tilt_deg.tolist(),
         "sigma_shift_px": None if result.sigma_shift_px is None else _plain(result.sigma_shift_px),
-        "held_out_loss": None if verdict is None else verdict.held_out_loss[verdict.chosen],
+        "held_out_loss": None if guard is None else guard.held_out_loss[guard.chosen],
         "residual_px": _plain(result.residual_px),
         "residual_rms_px": result.residual_rms_px,
         "tracks": {"place_px": result.tracks_px[:, :2].tolist(), "residual_px": result.tracks_px[:, 2].tolist()},
         "tilt_axis_deg": float(np.median(a.rotation_deg[a.included])),
-        "tilt_axis_ambiguous": result.axis_ambiguous,
+        **_start_values(result),
         "thickness_px": thickness,
         "thickness_nm": thickness * pixel / 10,
         "thickness_estimate_px": result.thickness_px,
         "tomogram_height_px": height,
         "levelling": result.levelling,
-        "guard": None if verdict is None else verdict.as_dict(),
+        "guard": None if guard is None else guard.as_dict(),
         "losses": [list(row) for row in result.losses],
         "notes": result.notes,
         "alignment": alignment_to_dict(a),

@@ -129,7 +129,7 @@ def _check_kinds(values: dict[str, Any]) -> None:
     """ValueError where something that is shown as it stands is not of its kind; it may be missing."""
     for kind, keys in (
         (dict, ("guard", "versions", "seconds")),
-        (list, ("notes",)),
+        (list, ("notes", "wrong_start", "doubts")),
         (int | float, ("residual_rms_px", "held_out_loss", "peak_memory_bytes", "tomogram_height_px")),
     ):
         for key in keys:

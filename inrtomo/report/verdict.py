@@ -6,7 +6,8 @@ known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from inrtomo.alignment import Alignment
 from inrtomo.report.consistency import Consistency
@@ -35,11 +36,13 @@ The disagreement is the RMS displacement of the patches that are recognised; noi
 The images compared are the raw ones, binned to at most 512 px.
 
 Failed: the disagreement is more than {FAILED_PX:g} px of the images compared, fewer than {RECOGNISED_FAILED:.0%} of the
-patches are recognised, or more than {EXCLUDED_FAILED:.0%} of the tilts are left out.
+patches are recognised, more than {EXCLUDED_FAILED:.0%} of the tilts are left out, or inr-align found that the tilt
+axis or the order of the tilt angles does not fit the images.
 
 Good: the disagreement is at most {GOOD_PX:g} px, at least {RECOGNISED_GOOD:.0%} of the patches are recognised, no tilt
 in use disagrees by more than {BAD_TILT_PX:g} px or goes unrecognised, at most {EXCLUDED_GOOD:.0%} of the tilts are
-left out, and the direction of the tilt axis is not a guess.
+left out, images next to each other in tilt show at least half of the same view, and the direction of the tilt axis is
+not a guess.
 
 Check: anything else, and any run whose raw images are not at hand.
 
@@ -61,6 +64,7 @@ class Evidence:
             disagreement_px: the same in raw px. None without raw images, as are the following.
         recognised: fraction of the patches.
         bad_tilts: stack indices of tilts in use that disagree by more than `BAD_TILT_PX` or go unrecognised.
+        wrong_start, doubts: sentences of `inr-align` on what cannot be right, and on what is worth a look.
     """
 
     tilts: int
@@ -70,12 +74,20 @@ class Evidence:
     disagreement_px: float | None = None
     recognised: float | None = None
     bad_tilts: tuple[int, ...] = ()
+    wrong_start: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, run: Run, found: Consistency | None) -> Evidence:
         """Of a run, with the consistency of its tilts where the raw images are at hand."""
-        guess = bool(run.values.get("tilt_axis_ambiguous"))
-        return cls.of_alignment(run.alignment, found, guess)
+        return cls.of_result(run.alignment, found, run.values)
+
+    @classmethod
+    def of_result(cls, a: Alignment, found: Consistency | None, values: dict[str, Any]) -> Evidence:
+        """Of an alignment by `inr-align`, with what its ``BASE_align.json`` says of the start."""
+        evidence = cls.of_alignment(a, found, bool(values.get("tilt_axis_ambiguous")))
+        wrong, doubts = (tuple(map(str, values.get(key) or ())) for key in ("wrong_start", "doubts"))
+        return replace(evidence, wrong_start=wrong, doubts=doubts)
 
     @classmethod
     def of_alignment(cls, a: Alignment, found: Consistency | None, axis_is_guess: bool = False) -> Evidence:
@@ -95,12 +107,16 @@ class Verdict:
     word: str
     reasons: list[str]
 
+    @property
+    def is_failed(self) -> bool:
+        return self.word == FAILED
+
 
 def judge(evidence: Evidence) -> Verdict:
     """Apply `RULE`."""
     e = evidence
-    failed: list[str] = []
-    check: list[str] = []
+    failed: list[str] = list(e.wrong_start)
+    check: list[str] = list(e.doubts)
 
     def weigh(reason: str, is_bad: bool, is_doubtful: bool) -> None:
         if is_bad or is_doubtful:

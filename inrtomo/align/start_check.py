@@ -1,0 +1,203 @@
+"""Do tilt axis and tilt angles fit the images? Told from small images before anything is aligned, in about a second.
+
+Axis: images are correlated outwards from the lowest tilt, as `coarse` does it, with their stretch along several axes.
+The mean height of the peaks is a smooth function of the axis with a period of 180 degrees; the phase of its first
+harmonic is the axis that fits best, to about 3 degrees. Which way that axis points no images tell.
+
+Order: every image is most like those next to it in angle. The most similar image is chosen by one half of the pixels
+and held against the neighbours in angle by the other half, so that noise alone cannot make it win. Angles of the
+opposite sign keep neighbours together and give the mirrored specimen: no images tell that either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from inrtomo.align.coarse import correlate_outwards
+from inrtomo.align.prepare import fourier_crop
+from inrtomo.alignment import Alignment
+from inrtomo.geometry import axis_rotation
+
+Array = NDArray[np.float64]
+F32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+SIZE_PX = 80  # of the images compared, about
+AXES_DEG = np.arange(0.0, 180.0, 30.0)
+MOST_TILTS = 41  # that the axis is sought with
+AXIS_OFF_DEG = 8.0  # tracks find the axis from as far off; further they stay near where they began
+SIGNIFICANT = 4.0  # standard errors
+LEAST_IMAGES = 8  # of which something can be said about their order
+ORDER_GAIN = 1.1  # by so much the most similar images must be more alike than neighbours in angle
+LEAST_OVERLAP = 0.5  # of the view of an image, with the next one in angle
+
+
+@dataclass(frozen=True)
+class AxisCheck:
+    """What the images say of a tilt axis.
+
+    Attributes:
+        axis_deg: what was asked about; best_deg: what fits best, on the side of ``axis_deg`` (IMOD's sense, degrees).
+        standard_errors: by which the images agree better along ``best_deg``.
+    """
+
+    axis_deg: float
+    best_deg: float
+    standard_errors: float
+
+    @property
+    def off_deg(self) -> float:
+        """From one to the other, without regard to which way they point."""
+        return abs(between_axes(self.axis_deg, self.best_deg))
+
+    @property
+    def fits(self) -> bool:
+        return self.off_deg <= AXIS_OFF_DEG or self.standard_errors < SIGNIFICANT
+
+    @property
+    def direction_is_known(self) -> bool:
+        """Whether ``axis_deg`` says which way ``best_deg`` points."""
+        return self.off_deg < 45.0
+
+
+def between_axes(one_deg: float, other_deg: float) -> float:
+    """Angle between two axes in [-90, 90), degrees; an axis turned by 180 degrees is the same."""
+    return (other_deg - one_deg + 90.0) % 180.0 - 90.0
+
+
+@dataclass(frozen=True)
+class StartCheck:
+    """What the images say of where an alignment is to start from.
+
+    Attributes:
+        axis: of the tilt axis, or None where there was none to ask about.
+        wrong_order: a sentence when the angles cannot be those of the images, or None.
+    """
+
+    axis: AxisCheck | None
+    wrong_order: str | None
+
+
+def check_start(working: F32, tilt_deg: Array, included: Ints, axis_deg: float | None) -> StartCheck:
+    """Hold tilt angles and axis against the images.
+
+    Args:
+        working: band-passed images ``(n, ny, nx)`` (`coarse.working_images`).
+        tilt_deg: ``(n,)``.
+        included: stack indices of the images that are used.
+        axis_deg: in IMOD's sense; None leaves it out, as do angles in a wrong order.
+    """
+    images = small_images(working)
+    wrong_order = order_doubt(images, tilt_deg, included)
+    axis = None if axis_deg is None or wrong_order else check_axis(images, tilt_deg, included, axis_deg)
+    return StartCheck(axis, wrong_order)
+
+
+def small_images(working: F32) -> F32:
+    """Images ``(n, ny, nx)`` binned until their smaller side is about `SIZE_PX`."""
+    factor = max(1, round(min(working.shape[1:]) / SIZE_PX))
+    return working if factor == 1 else np.stack([fourier_crop(image, factor) for image in working])
+
+
+def check_axis(images: F32, tilt_deg: Array, included: Ints, axis_deg: float) -> AxisCheck:
+    """Hold a tilt axis (degrees, IMOD's sense) against `small_images` ``(n, ny, nx)`` of a series.
+
+    ``included`` are the stack indices of those that are used.
+    """
+    step = -(-len(included) // MOST_TILTS)
+    used = np.asarray(sorted(included, key=lambda i: tilt_deg[i])[::step], dtype=np.int64)
+
+    def peaks(axis: float) -> Array:
+        found = correlate_outwards(images, tilt_deg, used, axis)[1]
+        return np.delete(found[used], np.argmin(np.abs(tilt_deg[used])))  # the lowest tilt is compared with nothing
+
+    means = np.array([peaks(axis).mean() for axis in AXES_DEG])
+    best = float(np.rad2deg(np.angle(np.sum(means * np.exp(2j * np.deg2rad(AXES_DEG))))) / 2)
+    off = between_axes(axis_deg, best)
+    best = float((axis_deg + off + 180.0) % 360.0 - 180.0)
+    if abs(off) <= AXIS_OFF_DEG:
+        return AxisCheck(axis_deg, best, 0.0)
+    gain = peaks(best) - peaks(axis_deg)
+    return AxisCheck(axis_deg, best, float(gain.mean() / max(float(gain.std()), 1e-9) * np.sqrt(len(gain))))
+
+
+def order_doubt(images: F32, tilt_deg: Array, included: Ints) -> str | None:
+    """A sentence when it is not the images next to each other in angle that look alike, else None."""
+    used = np.asarray(sorted(included, key=lambda i: tilt_deg[i]), dtype=np.int64)
+    n, half = len(used), images.shape[1] // 2
+    if n < LEAST_IMAGES:
+        return None
+    halves = [_likeness(images[used][:, rows]) for rows in (slice(0, half), slice(half, 2 * half))]
+    rank = np.arange(n)
+    near = np.abs(rank[:, None] - rank) <= 1
+    away = np.zeros(n, dtype=bool)
+    alike, expected, usual = [], [], []
+    for choosing, judging in (halves, halves[::-1]):
+        choice = np.where(np.eye(n, dtype=bool), -np.inf, choosing)
+        most_alike, next_in_angle = choice.argmax(axis=1), np.where(near, choice, -np.inf).argmax(axis=1)
+        alike.append(judging[rank, most_alike])
+        expected.append(judging[rank, next_in_angle])
+        usual.append(np.median(judging[~near]))
+        away |= ~near[rank, most_alike] & (alike[-1] > expected[-1])
+    gain = np.concatenate(alike) - np.concatenate(expected)
+    significant = gain.mean() > SIGNIFICANT * gain.std() / np.sqrt(len(gain))
+    if not significant or np.mean(alike) - np.mean(usual) < ORDER_GAIN * (np.mean(expected) - np.mean(usual)):
+        return None
+    return (
+        f"the tilt angles do not fit the order of the images: {int(away.sum())} of {n} images are more like others "
+        "than like those next to them in angle; give the angles in the order of the stack with --tilt-angles"
+    )
+
+
+def _likeness(images: F32) -> Array:
+    """Height of the correlation peak of any two images, in sd of its map ``(n, n)``."""
+    n, ny, nx = images.shape
+    window = np.hanning(ny + 2)[1:-1, None] * np.hanning(nx + 2)[1:-1][None]
+    spectra: NDArray[Any] = scipy.fft.rfft2((images - images.mean(axis=(1, 2), keepdims=True)) * window)
+    out = np.zeros((n, n))
+    for i in range(n):
+        cross = spectra[i] * np.conj(spectra[i:])
+        size = np.abs(cross)
+        cross = cross / np.sqrt(size + 1e-6 * size.max(axis=(1, 2), keepdims=True) + 1e-30)
+        surface = scipy.fft.irfft2(cross, s=(ny, nx))
+        out[i, i:] = surface.max(axis=(1, 2)) / np.maximum(surface.std(axis=(1, 2)), 1e-30)
+        out[i:, i] = out[i, i:]
+    return out
+
+
+def wrong_start(checked: StartCheck, result: Alignment) -> list[str]:
+    """Sentences on what cannot be right of an alignment: the order of its tilt angles, its tilt axis."""
+    out = [] if checked.wrong_order is None else [checked.wrong_order]
+    if checked.axis is not None and not checked.axis.fits:
+        axis = float(np.median(result.rotation_deg[result.included]))
+        if abs(between_axes(axis, checked.axis.best_deg)) > AXIS_OFF_DEG:
+            best = checked.axis.best_deg
+            out.append(
+                f"the tilt axis, {axis:.1f}°, does not fit the images: {best:.1f}° fits better; use --tilt-axis auto"
+            )
+    return out
+
+
+def overlap_doubt(alignment: Alignment) -> str | None:
+    """A sentence when images next to each other in angle show too little of the same specimen, else None."""
+    order = alignment.included[np.argsort(alignment.tilt_deg[alignment.included], kind="stable")]
+    nx, ny = alignment.image_size
+    apart = np.diff(alignment.shift_px[order], axis=0)
+    turn = np.linalg.inv(axis_rotation(float(np.median(alignment.rotation_deg[order]))))
+    raw = np.abs(apart @ turn.T)
+    shared = np.clip(1 - raw[:, 0] / nx, 0, 1) * np.clip(1 - raw[:, 1] / ny, 0, 1)
+    little: Sequence[int] = np.flatnonzero(shared < LEAST_OVERLAP).tolist()
+    if not little:
+        return None
+    worst = min(little, key=lambda k: float(shared[k]))
+    more = f", and {len(little) - 1} pairs more" if len(little) > 1 else ""
+    return (
+        f"images {int(order[worst])} and {int(order[worst + 1])} show only {shared[worst]:.0%} of the same view{more}: "
+        "the specimen drifted too far to be followed with confidence; leave out one side with --exclude"
+    )
