@@ -18,6 +18,7 @@ from rich.table import Table
 
 from inrtomo import __version__
 from inrtomo.errors import InputError
+from inrtomo.io.names import shown
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -36,7 +37,8 @@ class OneSentence(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: TextIO | None = None) -> None:  # type: ignore[override]
-        click.echo(f"{self.program}: {self.message}", file=file, err=file is None)
+        # a name in it may have line breaks, or what a terminal obeys
+        click.echo(f"{self.program}: {shown(self.message)}", file=file, err=file is None)
 
 
 class Terminated(KeyboardInterrupt):
