@@ -212,7 +212,7 @@ def test_the_memory_of_a_batch_cannot_either(tmp_path: Path) -> None:
     (tmp_path / "out" / "state").mkdir(parents=True)
     made = Batch(tmp_path / "out", "align")
     made.save()
-    row = {"name": "../../x", "stack": "a.mrc", "alignment": None, "options": {}}
+    row: dict[str, object] = {"name": "../../x", "stack": "a.mrc", "alignment": None, "options": {}}
     (made.state / "series.jsonl").write_text(json.dumps(row) + "\n")
     said = CliRunner().invoke(batch.main, ["align", "-o", str(tmp_path / "out")])
     assert said.exit_code == 2 and "series.jsonl" in said.output

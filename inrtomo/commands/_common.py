@@ -234,7 +234,7 @@ def echo_defaults(rows: Iterable[tuple[str, object, str]]) -> None:
     table.add_column(no_wrap=True, justify="left")
     table.add_column()
     for what, value, source in rows:
-        table.add_row(what, str(value), source)
+        table.add_row(what, shown(str(value)), shown(source))
     # a log has no width: let no line be broken there
     width = None if sys.stdout.isatty() else 200
     Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False).print(table)
