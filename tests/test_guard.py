@@ -29,6 +29,28 @@ def test_pairing_takes_the_common_scatter_out() -> None:
     assert error == pytest.approx(0.05 * np.sqrt(2) / np.sqrt(20 * 30), rel=0.15)
 
 
+def test_blocks_count_by_their_pixels() -> None:
+    """Half of the blocks have 30 pixels each and are worse by 1, the others 10 and are equal: 0.75 on the whole."""
+    weight = np.where(np.arange(100) % 2, 30.0, 10.0).reshape(4, 5, 5)
+    equal = np.stack([weight, weight], axis=-1)
+    worse = np.stack([weight * np.where(weight > 20, 2.0, 1.0), weight], axis=-1)
+    difference, error = paired_difference(worse, equal)
+    assert difference == pytest.approx(0.75)
+    # sum of w^2 (d - mean)^2 with w = 0.015 and 0.005: 50 (0.015 * 0.25)^2 + 50 (0.005 * 0.75)^2
+    assert error == pytest.approx(np.sqrt(50 * 0.00375**2 + 50 * 0.00375**2) * np.sqrt(100 / 99))
+    assert paired_difference(equal, worse)[0] == pytest.approx(-0.75)
+
+
+def test_only_blocks_that_both_see_are_compared() -> None:
+    weight = np.full((4, 5, 5), 16.0)
+    first, second = np.stack([weight, weight], axis=-1), np.stack([weight, weight], axis=-1)
+    first[0] = 0.0
+    second[1] = (1e6, 0.0)
+    first[2, ..., 0] += 8.0  # half a unit a pixel, in 25 of the 50 blocks left
+    assert paired_difference(first, second)[0] == pytest.approx(0.25)
+    assert paired_difference(np.zeros((4, 5, 5, 2)), second) == (0.0, np.inf)
+
+
 def test_the_best_is_kept() -> None:
     verdict = choose({"start": blocks(1.10, 1), "linear": blocks(1.05, 2), "warp": blocks(1.0, 3)})
     assert verdict.chosen == "warp"

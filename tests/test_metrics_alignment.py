@@ -91,6 +91,52 @@ def test_slice_gauge_is_removed_and_only_in_its_own_number() -> None:
     assert error.rms_after_slice_gauge_px < 0.03
 
 
+def deformed(truth: Alignment, du: np.ndarray, dv: np.ndarray, u: np.ndarray, y: np.ndarray) -> Alignment:
+    """The specimen's points seen off by ``(du, dv)`` ``(n, ny, nx)`` px; a warp is minus the displacement."""
+    return replace(truth, warp=LocalWarp(u, y, -np.stack(np.broadcast_arrays(du, dv), axis=-1)))
+
+
+@pytest.mark.parametrize("degree", [5, 6, 8])
+def test_finer_deformations_along_the_axis_count_as_error(degree: int) -> None:
+    """The slice gauge ends at degree 4 in y: Legendre's polynomials beyond it are orthogonal to all it takes out."""
+    truth = Alignment.identity(np.linspace(-60, 60, 31), SIZE)
+    points_y = np.linspace(-90, 90, 161)
+    tilt = np.deg2rad(truth.tilt_deg)[:, None, None]
+    bend = np.polynomial.legendre.Legendre.basis(degree)(points_y / (SIZE[1] / 2))[None, :, None]
+    wide = np.array([-200.0, 200.0])
+    for du, dv in ((2 * bend * np.cos(tilt), 0 * bend), (0 * bend * tilt, 2 * bend + 0 * tilt)):
+        du, dv = (np.repeat(np.broadcast_to(d, (31, 161, 1)), 2, axis=2) for d in (du, dv))
+        error = compare_alignments(deformed(truth, du, dv, wide, points_y), truth, THICKNESS)
+        assert error.rms_px > 0.3
+        assert error.rms_after_slice_gauge_px > 0.6 * error.rms_px
+
+
+@pytest.mark.parametrize("mode", ["cos^2", "sin cos"])
+def test_motion_that_no_specimen_makes_counts_as_error(mode: str) -> None:
+    """What is seen of a fixed specimen goes with cos t and sin t; of cos^2 t and sin t cos t only their best fit by
+    those two, which is reckoned here, can be the specimen's."""
+    truth = Alignment.identity(np.linspace(-60, 60, 31), SIZE)
+    tilt = np.deg2rad(truth.tilt_deg)
+    along = np.cos(tilt) ** 2 if mode == "cos^2" else np.sin(tilt) * np.cos(tilt)
+    could = np.stack([np.cos(tilt), np.sin(tilt)], axis=1)
+    left = along - could @ np.linalg.lstsq(could, along, rcond=None)[0]
+    points_y = np.linspace(-100, 100, 41)
+    bend = 8 * (points_y / max(SIZE) * 2) ** 3
+    du = np.repeat((along[:, None] * bend)[:, :, None], 2, axis=2)
+    error = compare_alignments(deformed(truth, du, 0 * du, np.array([-200.0, 200.0]), points_y), truth, THICKNESS)
+    rows = np.abs(points_y) <= SIZE[1] / 2
+    expected = np.sqrt((left**2).mean() * (bend[rows] ** 2).mean())
+    assert expected > 0.05
+    assert error.rms_after_slice_gauge_px > 0.6 * expected
+
+
+def test_exactly_opposite_axis_without_any_jitter() -> None:
+    """Where nothing breaks the symmetry, a search that begins unturned has no slope to follow and stays there."""
+    truth = Alignment.identity(np.linspace(-60, 60, 31), SIZE)
+    other = replace(truth, tilt_deg=-truth.tilt_deg, linear=-truth.linear)
+    assert compare_alignments(other, truth, THICKNESS).rms_px < 1e-6
+
+
 def test_jitter_put_in_is_found_as_jitter() -> None:
     truth = make(n=61)
     by = np.random.default_rng(1).normal(size=(61, 2)) * 0.5

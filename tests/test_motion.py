@@ -72,6 +72,21 @@ def test_translations_of_the_specimen_do_not_move():
     np.testing.assert_allclose(motion.shift, before, atol=1e-6)
 
 
+@pytest.mark.parametrize("warp", ["bicubic", "bilinear"])
+def test_local_motion_that_all_tilts_share_does_not_move(warp):
+    """A deformation seen alike in every tilt is one of the specimen; the motion that remains sums to nothing."""
+    rng = np.random.default_rng(3)
+    wanted = Motion(start(), warp=warp)
+    own = rng.normal(size=wanted.nodes.shape) * 0.3
+    own -= own.mean(axis=0)
+    wanted.nodes = own + rng.normal(size=wanted.nodes.shape[1:])
+    motion = Motion(start(), warp=warp)
+    for _ in range(10):
+        motion.step(sums_for(motion, wanted.alignment)[0], 0.5, True)
+    np.testing.assert_allclose(motion.nodes.mean(axis=0), 0, atol=1e-9)
+    assert np.abs(motion.nodes).max() > 0.1
+
+
 @pytest.mark.parametrize("warp", ["bicubic", "network"])
 def test_goes_on_from_its_state(warp):
     wanted = Motion(start(11.0)).alignment

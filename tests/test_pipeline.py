@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from alignment_phantom import blob_series  # type: ignore[import-not-found]
 
-from inrtomo.align.error_bars import CALIBRATION, SHARED_PX, half_data_masks, sigma_of_shifts
+from inrtomo.align.joint import HELD_BLOCK_PX, JointSettings, blocks_to_hold_out
 from inrtomo.align.pipeline import (
     AlignResult,
     AlignSettings,
+    _Run,
     align_series,
     merged,
     subset,
@@ -19,6 +23,7 @@ from inrtomo.align.pipeline import (
     working_bin,
 )
 from inrtomo.align.placed_field import PlacedField
+from inrtomo.align.prepare import PixelWork, PrepareSettings, prepare
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
@@ -67,6 +72,32 @@ def test_fast_finds_the_alignment(fast: AlignResult, truth: Alignment) -> None:
     assert error.rms_px < 0.8
     assert fast.losses == [] and fast.verdict is None
     assert fast.residual_rms_px is not None and fast.residual_rms_px < 1.0
+
+
+def test_the_survey_finds_thickness_and_slope_by_itself(fast: AlignResult) -> None:
+    """Without a joint fit after it: the slab is 36 px thick and was turned by +4 degrees about y. A density that has
+    only begun to gather is still spread over the whole slab, and level."""
+    assert fast.levelling["tilt_offset_deg"] == pytest.approx(4.0, abs=1.8)
+    assert abs(fast.levelling["x_tilt_deg"]) < 1.2
+    assert 0.65 * THICKNESS < fast.thickness_px < 1.4 * THICKNESS
+
+
+def test_tracks_see_nothing_of_what_is_held_out() -> None:
+    """Whatever stands in held-out pixels, images for the tracks are the same; pixels beside them are left alone."""
+    random = np.random.default_rng(0)
+    images, truth = blob_series(size=(96, 80), tilts=np.arange(-60.0, 61.0, 10.0))
+    prepared = prepare(images, truth.tilt_deg, settings=PrepareSettings(polarity=1, restore=False))
+    settings = JointSettings(held_out=0.25, seed=3)
+    run: Any = SimpleNamespace(joint_settings=settings, work=PixelWork())
+    seen = _Run.without_held_out(run, prepared).images
+    blocks = blocks_to_hold_out(prepared.images.shape, settings.held_out, settings.seed)
+    hidden = blocks.repeat(HELD_BLOCK_PX, axis=1).repeat(HELD_BLOCK_PX, axis=2)[:, :80, :96]
+    assert 0.1 < hidden.mean() < 0.4
+    spoilt = np.where(hidden, 1e3 * random.normal(size=hidden.shape).astype(np.float32), prepared.images)
+    again = _Run.without_held_out(run, replace(prepared, images=spoilt)).images
+    np.testing.assert_array_equal(again, seen)
+    np.testing.assert_array_equal(seen[~hidden], prepared.images[~hidden])
+    assert np.abs(seen[hidden]).max() < np.abs(prepared.images).max()
 
 
 def test_joint_fit_is_better_than_tracks(fast: AlignResult, joint: AlignResult, truth: Alignment) -> None:
@@ -159,24 +190,6 @@ def test_excluded_images_get_a_line_between_their_neighbours() -> None:
     np.testing.assert_allclose(out.shift_px[0], whole.shift_px[1])
     np.testing.assert_allclose(out.rotation_deg, 20.0)
     assert out.warp is not None and not out.warp.vectors[[0, 3]].any()
-
-
-def test_half_data_masks_share_no_pixel() -> None:
-    first, second = half_data_masks((3, 100, 80))
-    np.testing.assert_array_equal(first + second, 1)
-    assert 0.4 < first.mean() < 0.6
-
-
-def test_sigma_follows_the_difference_of_halves_and_ignores_the_gauge() -> None:
-    """Shifts of halves with an sd of 0.2 px: that of the full fit is 0.2 / sqrt(2), times the calibration."""
-    tilt = np.linspace(-60, 60, 401)
-    base = Alignment.identity(tilt, (100, 100))
-    first, second = (replace(base, shift_px=s) for s in np.random.default_rng(1).normal(size=(2, 401, 2)) * 0.2)
-    sigma = sigma_of_shifts(first, second)
-    assert np.median(sigma) == pytest.approx(CALIBRATION * 0.2 / np.sqrt(2), rel=0.1)
-    moved = second.translated((3.0, -2.0, 5.0))
-    np.testing.assert_allclose(sigma_of_shifts(first, moved), sigma, rtol=1e-6)
-    np.testing.assert_allclose(sigma_of_shifts(first, first), SHARED_PX)
 
 
 @pytest.mark.parametrize("level", [True, False])

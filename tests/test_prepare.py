@@ -7,7 +7,15 @@ import pytest
 from alignment_phantom import blob_series  # type: ignore[import-not-found]
 
 from inrtomo.align import joint
-from inrtomo.align.prepare import PrepareSettings, find_defocus, fourier_crop, noise_sd, prepare, restore
+from inrtomo.align.prepare import (
+    PrepareSettings,
+    find_defocus,
+    fourier_crop,
+    noise_sd,
+    prepare,
+    restore,
+    unusable_tilts,
+)
 from inrtomo.ctf import ctf_2d
 from inrtomo.errors import InputError
 from inrtomo.gpu.pixels import DevicePixelWork
@@ -50,6 +58,45 @@ def test_blank_and_dark_tilts_are_found_and_no_other() -> None:
     assert sorted(prepared.excluded) == [5, 20]
     assert not prepared.weight[[5, 20]].any() and prepared.weight[6].mean() > 0.9
     assert prepared.counts and prepared.polarity == -1
+
+
+TILTS = np.arange(-60.0, 61.0, 3.0)
+
+
+@pytest.mark.parametrize(("which", "left", "lost"), [("dark", 0.37, 0.33), ("blank", 0.42, 0.38)])
+def test_limits_of_dark_and_blank_tilts(which: str, left: float, lost: float) -> None:
+    """A tilt may have 0.35 of its neighbours' counts and 0.4 of their texture: a grid bar over part of the view, or a
+    weak exposure, is of use; less is not."""
+    plain = np.full(len(TILTS), 100.0)
+    for share, expected in ((left, []), (lost, [17])):
+        spoilt = plain.copy()
+        spoilt[17] *= share
+        median, texture = (spoilt, plain) if which == "dark" else (plain, spoilt)
+        found = unusable_tilts(median, texture, TILTS, counts=True)
+        assert sorted(found) == expected
+        assert all(reason.startswith(which) for reason in found.values())
+    assert unusable_tilts(0.1 * plain * (1 + (TILTS > 0)), plain, TILTS, counts=False) == {}  # no counts: units of any
+
+
+def test_a_series_recorded_in_two_branches_loses_no_tilt() -> None:
+    """Of a thick specimen (1.5 mean free paths) the counts fall to 0.22 at 60 degrees; neighbours are those in tilt,
+    not those in the stack, where 60 degrees is followed by -3."""
+    branches = np.concatenate([np.arange(0.0, 61.0, 3.0), np.arange(-3.0, -61.0, -3.0)])
+    for tilts in (branches, TILTS, np.random.default_rng(0).permutation(TILTS)):
+        counts = np.exp(-1.5 / np.cos(np.deg2rad(tilts)))
+        assert unusable_tilts(counts, counts, tilts, counts=True) == {}
+        one = int(np.flatnonzero(tilts == -30)[0])
+        counts[one] *= 0.2
+        assert sorted(unusable_tilts(counts, counts, tilts, counts=True)) == [one]
+
+
+def test_two_bad_neighbours_do_not_hide_each_other() -> None:
+    counts = np.full(len(TILTS), 100.0)
+    counts[[10, 11, 12]] = 5.0
+    assert sorted(unusable_tilts(counts, np.full(len(TILTS), 1.0), TILTS, counts=True)) == [10, 11, 12]
+    texture = np.full(len(TILTS), 1.0)
+    texture[[0, -1]] = 0.0
+    assert sorted(unusable_tilts(np.full(len(TILTS), 100.0), texture, TILTS, counts=False)) == [0, len(TILTS) - 1]
 
 
 def test_empty_image_in_a_series_of_any_units_is_found() -> None:

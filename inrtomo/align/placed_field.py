@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from inrtomo.errors import InputError
 from inrtomo.fields import DensityField, load_field
 from inrtomo.geometry import centred_coordinates
+from inrtomo.io.files import atomic_path
 from inrtomo.io.npz import read_npz
 
 F32 = NDArray[np.float32]
@@ -33,9 +34,9 @@ class PlacedField:
     raw_px: int
 
     def save(self, path: Path) -> None:
-        """Write plain arrays to an ``.npz`` file, which `load_field` reads as well."""
+        """Write plain arrays to an ``.npz`` file, which `load_field` reads as well; an older one is replaced."""
         place = {"rotation": self.rotation, "translation_px": self.translation_px, "raw_px": np.array(self.raw_px)}
-        with open(path, "wb") as stream:
+        with atomic_path(path, overwrite=True) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, allow_pickle=False, **self.field.state_dict(), **place)
 
     @classmethod

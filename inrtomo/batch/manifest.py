@@ -15,6 +15,7 @@ from typing import Any
 
 from inrtomo.errors import InputError
 from inrtomo.io.files import read_text
+from inrtomo.io.names import safe_name, shown
 from inrtomo.io.star import read_star
 from inrtomo.tiltseries import HALVES, STACK_SUFFIXES
 
@@ -29,6 +30,8 @@ RELION_COLUMNS = {
 HALF_ENDS = tuple(dict.fromkeys(end for halves in HALVES for end in halves))
 STATE = "state"
 """Folder of what a batch remembers, beside those of the series."""
+TAKEN = (STATE, "summary.csv", "summary.html")
+"""What a folder of a batch has of its own: no series can be called so."""
 NUMBER = re.compile(r"[-+.,\deE]*")
 ODD = re.compile(r"[^\w.+=,@-]")
 
@@ -108,7 +111,7 @@ def name_stacks(stacks: Sequence[Path], known: Mapping[str, str]) -> dict[Path, 
     """A name for every stack: the one it has, or else its stem, with as many folders before it as tell it apart."""
     names = {path: known[str(path)] for path in stacks if str(path) in known}
     unnamed = [path for path in stacks if path not in names]
-    taken = {STATE, *known.values()}
+    taken = {*TAKEN, *known.values()}
     depth = 1
     while unnamed:
         candidates = {path: _name(path, depth) for path in unnamed}
@@ -125,7 +128,7 @@ def _name(path: Path, depth: int) -> str:
     parts = [*(part.strip("/") for part in path.parts[:-1]), path.stem]
     beyond = depth - len(parts)
     parts = parts[-depth:] + ([path.suffix.strip(".")] if beyond > 0 else []) + ([str(beyond)] if beyond > 1 else [])
-    return ODD.sub("_", "_".join(filter(None, parts))).lstrip(".") or "series"
+    return ODD.sub("_", "_".join(filter(None, parts))).lstrip(".-") or "series"
 
 
 def read_manifest(path: Path) -> list[Series]:
@@ -145,12 +148,18 @@ def read_manifest(path: Path) -> list[Series]:
             raise InputError(f"{path}: series {number} has no stack; give it in a column called stack")
         stack = beside(path, stack.removesuffix(":mrc"))
         name = values.pop("name", None) or _name(Path(stack), 1)
-        if ODD.search(name) or name.startswith(".") or name == STATE:
-            raise InputError(f"{path}: {name!r} cannot be the name of a folder; use letters, digits, - and _")
+        check_name(name, path)
         alignment = values.pop("alignment", None)
         values = {k: str((path.parent / v).absolute()) if _is_beside(path, v) else v for k, v in values.items()}
         series.append(Series(name, stack, None if alignment is None else beside(path, alignment), values))
     return series
+
+
+def check_name(name: str, source: str | Path) -> None:
+    """Refuse (InputError) a name that cannot be the folder of a series, as the file ``source`` gives it."""
+    if ODD.search(name) or name in TAKEN:
+        raise InputError(f"{source}: {shown(name, 60)!r} cannot be the name of a folder; use letters, digits, - and _")
+    safe_name(name, source)
 
 
 def beside(manifest: Path, value: str) -> str:
@@ -206,6 +215,7 @@ def _word(value: Any) -> str:
 def _check_names(series: Sequence[Series], known: Mapping[str, str]) -> None:
     stacks = {name: stack for stack, name in known.items()}
     for one in series:
+        safe_name(one.name, one.stack)
         other = stacks.setdefault(one.name, one.stack)
         if other != one.stack:
             raise InputError(f"{one.stack}: would be called {one.name}, as is {other}; give names in a table")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import shlex
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def _failures(summary: Summary) -> Iterator[str]:
         yield f"{html.escape(group[0].message)}</summary>\n"
         for row in group:
             log = f"state/{row.name}.log"
-            yield f'<p><b>{html.escape(row.name)}</b> {html.escape(row.message)} (<a href="{html.escape(log)}">log</a>)'
+            yield f'<p><b>{html.escape(row.name)}</b> {html.escape(row.message)} (<a href="{_url(log)}">log</a>)'
             yield f"</p><pre>{html.escape(chr(10).join(row.tail))}</pre>\n"
         yield "</details>\n"
 
@@ -102,7 +103,12 @@ def _outliers(summary: Summary) -> Iterator[str]:
 def _link(summary: Summary, name: str) -> str:
     """To the page of a series where there is one, or else to its folder."""
     page = f"{name}_report.html" if summary.batch.step == "report" else ""
-    return f'<a href="{html.escape(name)}/{html.escape(page)}">{html.escape(name)}</a>'
+    return f'<a href="{_url(f"{name}/{page}")}">{html.escape(name)}</a>'
+
+
+def _url(path: str) -> str:
+    """A relative path as a link."""
+    return html.escape(quote(path))
 
 
 def _plots(summary: Summary) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from inrtomo.batch.state import FAILED, STALE_S, Batch
 from inrtomo.batch.summary import write_summary
 from inrtomo.errors import InputError
 from inrtomo.io.files import make_folder
+from inrtomo.io.names import one_line
 
 PATIENCE_S = STALE_S + 2 * ELSEWHERE_S
 """For a series that another task has: as long as it takes to know that this one died, and no longer."""
@@ -77,6 +79,11 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def submit(batch: Batch, series: Sequence[Series], template: Path) -> list[Job[Any]]:
     """Hand series to SLURM; returns submitit's jobs."""
     parameters = read_template(template)
+    for path in (batch.path, Path(sys.executable)):
+        # they stand in the script that sbatch runs, and in names in which it replaces what follows a %
+        one_line(str(path), "--slurm")
+        if "%" in str(path):
+            raise InputError(f"{path}: has a % in it, which SLURM would replace; take a folder of another name")
     folder = make_folder(batch.state / "slurm")
     try:
         executor = SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS)

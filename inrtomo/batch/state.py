@@ -27,9 +27,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from inrtomo.batch.manifest import STATE, Series
+from inrtomo.batch.manifest import STATE, Series, check_name
 from inrtomo.errors import InputError
-from inrtomo.io.files import make_folder, write_text
+from inrtomo.io.files import make_folder, put_in_place, sync, write_text
 
 DONE, FAILED, INTERRUPTED, CLAIMED, WAITING = "done", "failed", "interrupted", "claimed", "waiting"
 RECORDS = (DONE, FAILED, INTERRUPTED)
@@ -95,8 +95,10 @@ class Batch:
             lines = (self.state / "series.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return {}
-        rows = (_series_of(line) for line in lines)
-        return {row.name: row for row in rows if row is not None}
+        rows = [row for row in map(_series_of, lines) if row is not None]
+        for row in rows:
+            check_name(row.name, self.state / "series.jsonl")
+        return {row.name: row for row in rows}
 
     def add(self, series: Iterable[Series]) -> None:
         """Note series that are not known yet, or are known with other options."""
@@ -105,6 +107,9 @@ class Batch:
         text = "".join("\n" + json.dumps(one.as_dict()) for one in series if known.get(one.name) != one)
         with open(self.state / "series.jsonl", "a", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            sync(self.state / "series.jsonl")
+        sync(self.state)
 
     # --- how far it is ---------------------------------------------------------------------------------------------
 
@@ -145,7 +150,7 @@ class Batch:
         again = []
         for name in names:
             try:
-                os.rename(self.state / f"{name}.{FAILED}", self.state / f"{name}.{INTERRUPTED}")
+                put_in_place(self.state / f"{name}.{FAILED}", self.state / f"{name}.{INTERRUPTED}")
             except FileNotFoundError:
                 continue
             again.append(name)
@@ -252,8 +257,11 @@ def _create(path: Path, values: Mapping[str, Any]) -> bool:
     try:
         with open(path, "x", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)))
+            file.flush()
+            sync(path)
     except FileExistsError:
         return False
+    sync(path.parent)
     return True
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from inrtomo.batch.manifest import HALF_ENDS, Series, name_stacks, stacks_in
 from inrtomo.errors import InputError
+from inrtomo.io.names import MAX_NAME_BYTES
 from inrtomo.tiltseries import open_tilt_series
 
 LOOK_S = 5.0
@@ -47,6 +48,9 @@ class Watch:
             self._changed = now
         elif self.idle_s is not None and now - self._changed > self.idle_s:
             return None
+        for path in [path for path in ready if len(path.stem.encode(errors="replace")) > MAX_NAME_BYTES]:
+            ready.remove(path)
+            self.unready[path] = f"its name has more than {MAX_NAME_BYTES} bytes; shorten it"
         names = name_stacks(ready, self._names)
         self._names |= {str(path): name for path, name in names.items()}
         return [Series(name, str(path)) for path, name in names.items()]

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from inrtomo import __version__
 from inrtomo.errors import InputError
+from inrtomo.io.names import shown
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -39,7 +40,8 @@ class OneSentence(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: TextIO | None = None) -> None:  # type: ignore[override]
-        click.echo(f"{self.program}: {self.message}", file=file, err=file is None)
+        # a name in it may have line breaks, or what a terminal obeys
+        click.echo(f"{self.program}: {shown(self.message)}", file=file, err=file is None)
 
 
 class Terminated(KeyboardInterrupt):
@@ -271,7 +273,7 @@ def echo_defaults(rows: Iterable[tuple[str, object, str]]) -> None:
     table.add_column(no_wrap=True, justify="left")
     table.add_column()
     for what, value, source in rows:
-        table.add_row(what, str(value), source)
+        table.add_row(what, shown(str(value)), shown(source))
     # a log has no width: let no line be broken there
     width = None if sys.stdout.isatty() else 200
     Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False).print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import platform
@@ -29,8 +30,9 @@ from inrtomo.device import choose_several, memory_bound, peak_device_bytes
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_alignment
 from inrtomo.io.alignment_json import alignment_to_dict
-from inrtomo.io.files import check_output, make_folder, read_text, write_text
+from inrtomo.io.files import check_output, make_folder, put_in_place, read_text, write_text
 from inrtomo.io.mrc import StackWriter
+from inrtomo.io.names import com_value, fits_com, safe_name
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
 
 if TYPE_CHECKING:
@@ -131,6 +133,7 @@ def main(
     if thickness is not None and not thickness > 0:
         raise InputError(f"--thickness {thickness:g}: must be positive; give nm")
     series = open_tilt_series(stack, tilt_angles, pixel_size, exclude)
+    com_value(safe_name(series.name, stack), stack)
     if series.pixel_size_A is None:
         raise InputError(f"{stack}: its header has no pixel size; give --pixel-size")
     axis, axis_source = _axis(tilt_axis, series, start)
@@ -143,6 +146,7 @@ def main(
     outputs.check(resume, overwrite)
     computing, *others = choose_several(device)
     notes: list[str] = []
+    raw = _named_from(folder, stack, notes)
     settings = AlignSettings(
         axis_deg=axis,
         axis_is_recorded=axis is not None and tilt_axis is None,
@@ -179,7 +183,7 @@ def main(
             click.echo(f"{outputs.checkpoint} holds the run so far; --resume goes on with it", err=True)
         raise
     with outputs.staged() as staging:
-        _write(staging, series, settings, result, verdict, recon, stack)
+        _write(staging, series, settings, result, verdict, recon, raw)
     for path in outputs.written:
         click.echo(f"wrote {path}")
     seconds = "  ".join(f"{stage} {value:.0f} s" for stage, value in result.seconds.items())
@@ -353,7 +357,7 @@ class _Outputs:
         probe.close()
         if not resume:
             self.checkpoint.unlink(missing_ok=True)
-        for left_over in self.folder.glob(f".{self.base}_align-*.part"):
+        for left_over in self.folder.glob(f".{glob.escape(self.base)}_align-*.part"):
             shutil.rmtree(left_over, ignore_errors=True)
 
     @contextmanager
@@ -368,11 +372,22 @@ class _Outputs:
                 if stale.name not in fresh:
                     stale.unlink(missing_ok=True)
             for path in files:
-                os.replace(path, self.folder / path.name)
+                put_in_place(path, self.folder / path.name)
             self.written = [self.folder / path.name for path in files]
             self.checkpoint.unlink(missing_ok=True)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _named_from(folder: Path, stack: Path, notes: list[str]) -> str:
+    """The stack as it is called from a folder; its bare name, which is noted, where no com file can hold its path."""
+    raw = os.path.relpath(stack.resolve(), folder.resolve())
+    if fits_com(raw):
+        return raw
+    notes.append(
+        f"newst.com cannot hold the path of {stack.name} and names it alone; link {stack} into {folder} for it"
+    )
+    return com_value(stack.name, stack)
 
 
 def _write(
@@ -382,14 +397,13 @@ def _write(
     result: AlignResult,
     verdict: Verdict,
     recon: bool,
-    stack: Path,
+    raw: str,
 ) -> None:
-    """All result files into one folder."""
+    """All result files into one folder; ``raw`` is the stack as ``newst.com`` names it."""
     from inrtomo.align.placed_field import PlacedField
 
     base, alignment = series.name, result.alignment
     height = 2 * int(np.ceil(TOMOGRAM_OF_THICKNESS * (settings.thickness_px or result.thickness_px) / 2))
-    raw = os.path.relpath(stack.resolve(), staging.parent.resolve())
     write_alignment(staging, base, alignment, thickness_px=height, stack=raw)
     if result.field is not None:
         PlacedField(result.field, *result.field_to_result, result.working_bin).save(staging / f"{base}_field.npz")

@@ -15,6 +15,7 @@ from inrtomo.io.convert import FORMATS, format_of, write_record
 from inrtomo.io.ctf import read_ctf
 from inrtomo.io.images import ImageList
 from inrtomo.io.mrc import read_header
+from inrtomo.io.names import safe_name
 from inrtomo.io.series_record import SeriesRecord
 from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
 
@@ -53,6 +54,7 @@ def main(source: Path, target: Path, form: str | None, stack: Path | None, ctf: 
     record = _completed(record, series, stack, pixel)
     if ctf is not None:
         record = replace(record, defoci=read_ctf(ctf, record.alignment.n_tilts))
+    safe_name(record.name, stack or source)
     paths, said = write_record(target, record, form, None if stack is None else str(stack), overwrite)
     a = record.alignment
     rows: list[tuple[str, object, str]] = [

@@ -9,6 +9,7 @@ import click
 from inrtomo.commands._common import command
 from inrtomo.errors import InputError
 from inrtomo.io.files import check_output, make_folder
+from inrtomo.io.names import safe_name
 from inrtomo.simulate import SimulationSettings, simulate, write_simulation
 from inrtomo.simulate.files import output_paths
 from inrtomo.simulate.settings import SCHEMES
@@ -100,6 +101,7 @@ def main(folder: Path, base: str, overwrite: bool, noise_free: bool, **options) 
         blanks=o["blanks"],
         seed=o["seed"],
     )
+    safe_name(base, folder)
     make_folder(folder)
     for path in output_paths(folder, base):
         check_output(path, overwrite)

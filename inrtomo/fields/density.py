@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from inrtomo.io.files import atomic_path
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -135,8 +137,8 @@ class DensityField:
         self._parameters[:] = state["parameters"]
 
     def save(self, path: Path) -> None:
-        """Write the state as an ``.npz`` file without pickled objects."""
-        with open(path, "wb") as stream:
+        """Write the state as an ``.npz`` file without pickled objects; an older one is replaced."""
+        with atomic_path(path, overwrite=True) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, allow_pickle=False, **self.state_dict())
 
 

@@ -52,19 +52,21 @@ def write_alignment(
         stack: the raw stack as ``newst.com`` should name it, by default ``BASE.mrc``.
 
     Raises:
-        InputError: when one of them exists already, unless it may be overwritten; then nothing is written.
+        InputError: when one of them exists already, unless it may be overwritten, or a com file cannot hold a name;
+            then nothing is written.
     """
     folder = make_folder(folder)
     paths = alignment_paths(folder, base)
     for path in paths:
         check_output(path, overwrite)
     aligned, reconstruction = f"{base}_ali.mrc", f"{base}_full_rec.mrc"
+    newst = imod.newst_com(base, str(stack or f"{base}.mrc"), aligned)
+    tilt = imod.tilt_com(base, aligned, reconstruction, alignment.image_size, thickness_px, sorted(alignment.excluded))
     imod.write_xf(paths[0], alignment.linear, alignment.shift_px, overwrite)
     imod.write_angles(paths[1], alignment.tilt_deg, overwrite)
     imod.write_x_tilt(paths[2], alignment.x_tilt_deg, overwrite)
     imod.write_warp(paths[3], alignment, overwrite)
-    write_text(paths[4], imod.newst_com(base, str(stack or f"{base}.mrc"), aligned), overwrite)
-    tilt = imod.tilt_com(base, aligned, reconstruction, alignment.image_size, thickness_px, sorted(alignment.excluded))
+    write_text(paths[4], newst, overwrite)
     write_text(paths[5], tilt, overwrite)
     return paths
 

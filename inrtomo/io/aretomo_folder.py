@@ -36,7 +36,7 @@ def write_aretomo_folder(
         The files, and sentences on what they do not hold.
 
     Raises:
-        InputError: nothing is left to write, layout 2 has no stack, or a file exists.
+        InputError: nothing is left to write, layout 2 has no stack, a com file cannot hold a name, or a file exists.
     """
     a = record.alignment
     folder = Path(path) if Path(path).name.endswith("_Imod") else Path(path) / f"{record.name}_Imod"
@@ -51,6 +51,8 @@ def write_aretomo_folder(
             raise InputError(f"{folder}: holds a stack of the images in use; give the raw one with --stack")
     if not len(a.included):
         raise InputError(f"{folder}: every image is excluded; nothing is left to write")
+    raw = f"{base}.mrc" if layout == 2 else f"{record.name}.mrc" if stack is None else os.path.relpath(stack, folder)
+    newst = imod.newst_com(base, raw, f"{base}_ali.mrc").replace(f"{base}_warp.xf", f"{base}.xf")
     make_folder(folder)
     for file in files.values():
         check_output(file, overwrite)
@@ -60,7 +62,6 @@ def write_aretomo_folder(
         assert stack is not None
         _copy_images(Path(stack), files[".mrc"], rows, a.n_tilts, overwrite)
         excluded: list[int] = []
-        raw = f"{base}.mrc"
         if a.excluded:
             left_out = ", ".join(map(str, sorted(a.excluded)))
             notes.append(f"{base}.mrc: images {left_out} (from 0) are not in it; their transforms and reasons are lost")
@@ -69,7 +70,6 @@ def write_aretomo_folder(
         if excluded:
             left_out = ", ".join(map(str, excluded))
             notes.append(f"{base}.xf: left out images {left_out} (from 0) have the identity; the reasons are not held")
-        raw = f"{record.name}.mrc" if stack is None else os.path.relpath(stack, folder)
     linear, shift = a.linear.copy(), a.shift_px.copy()
     linear[excluded], shift[excluded] = np.eye(2), 0.0
     imod.write_xf(files[".xf"], linear[rows], shift[rows], overwrite)
@@ -78,7 +78,6 @@ def write_aretomo_folder(
     thickness = round(record.thickness_px or DEFAULT_THICKNESS_PX)
     if record.thickness_px is None:
         notes.append(f"tilt.com: no thickness is known; THICKNESS is {DEFAULT_THICKNESS_PX} px")
-    newst = imod.newst_com(base, raw, f"{base}_ali.mrc").replace(f"{base}_warp.xf", f"{base}.xf")
     write_text(files["newst.com"], newst, overwrite)
     tilt = imod.tilt_com(base, f"{base}_ali.mrc", f"{base}_rec.mrc", a.image_size, thickness, excluded)
     write_text(files["tilt.com"], tilt, overwrite)

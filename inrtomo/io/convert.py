@@ -17,6 +17,7 @@ from inrtomo.io.aretomo import write_aln
 from inrtomo.io.aretomo_folder import write_aretomo_folder
 from inrtomo.io.files import check_output, make_folder, write_text
 from inrtomo.io.imod_local import write_local
+from inrtomo.io.names import com_value, one_line, safe_name
 from inrtomo.io.relion import relion_paths, tomogram_size, write_relion
 from inrtomo.io.series_record import SeriesRecord
 from inrtomo.io.warp import write_warp_xml
@@ -41,7 +42,13 @@ def write_record(
     Args:
         path: a file, or a folder in which files get the series' name.
         stack: the raw stack as other programs should find it.
+
+    Raises:
+        InputError: a file exists, or the format cannot hold the record, the name of its series or of an image.
     """
+    safe_name(record.name, path)
+    for image in record.images or ():
+        one_line(image, path, "file of images is called")
     return FORMATS[target](path, record, stack, overwrite)
 
 
@@ -61,6 +68,8 @@ def _write_imod(path: Path, record: SeriesRecord, stack: str | None, overwrite: 
     thickness = record.thickness_px or DEFAULT_THICKNESS_PX
     raw, local = folder / f"{base}.rawtlt", folder / f"{base}local.xf"
     more = [raw] * int(record.nominal_tilt_deg is not None) + [local] * int(a.warp is not None)
+    for name in (base, stack or base):
+        com_value(name, path)
     make_folder(folder)
     for extra in [*alignment_paths(folder, base), *more]:
         check_output(extra, overwrite)
@@ -110,6 +119,7 @@ def _write_outimod2(path: Path, record: SeriesRecord, stack: str | None, overwri
 
 def _write_relion5(path: Path, record: SeriesRecord, stack: str | None, overwrite: bool) -> Written:
     folder = path.parent if path.suffix == ".star" else path
+    one_line(str(folder), folder, "folder")
     paths = relion_paths(folder, record.name)
     if path.suffix == ".star" and path.name != paths[0].name:
         raise InputError(f"{path}: RELION's list of series is called {paths[0].name}; give that name, or a folder")

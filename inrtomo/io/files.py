@@ -1,7 +1,12 @@
-"""Files that are complete or not there at all, and text files that are what they claim to be."""
+"""Files that are complete or not there at all, and text files that are what they claim to be.
+
+A name promises a complete file or folder, after a power failure too. So what was written is on the disk before it gets
+its name (`put_in_place`), and the name itself is when the call returns.
+"""
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -15,6 +20,9 @@ from inrtomo.errors import InputError
 
 MAX_TEXT_BYTES = 512 * 2**20
 """A text file beyond this is not one of ours: the warp files of a long 8k series have a few MB."""
+
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EROFS)
+"""What file systems answer that do not know how to wait for the disk."""
 
 
 def check_output(path: str | Path, overwrite: bool) -> None:
@@ -61,9 +69,55 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         check_output(path, overwrite)
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(made: str | Path, path: str | Path) -> None:
+    """Rename a complete file or folder, so that after a power failure there is all of it, or what was there before.
+
+    Every rename that promises completeness is this one.
+
+    Args:
+        made: file or folder with nothing open in it; of a folder everything in it is written to the disk first.
+        path: its name from now on, on the same file system; a file there is replaced.
+
+    Raises:
+        OSError: the disk did not take it, or it cannot be renamed; what was at ``path`` is still there.
+    """
+    made, path = Path(made), Path(path)
+    if made.is_dir():
+        for folder, _, files in os.walk(made):
+            for name in files:
+                sync(Path(folder, name))
+            sync(folder)
+    else:
+        sync(made)
+    os.replace(made, path)
+    sync(path.parent)
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: they are not there for good: the disk is full or broken.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if not os.path.isdir(path):
+            raise
+        return  # a folder that may be written to and not listed; on Windows any folder
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # file systems that cannot do it for folders, some not for files either: no reason to lose a result
+        if error.errno not in UNSYNCED:
+            raise
+    finally:
+        os.close(handle)
 
 
 def _is_running(pid: str) -> bool:

@@ -10,6 +10,7 @@ import pandas as pd
 import starfile
 
 from inrtomo.io.files import atomic_path
+from inrtomo.io.names import one_line
 from inrtomo.metrics.shells import ShellCorrelation
 
 RELION_COLUMNS = {
@@ -39,6 +40,9 @@ def write_fsc_star(
     whole = _star_table(curves[main], columns)
     origin = {"rlnSpectralIndex": 0, "rlnResolution": 0.0, "rlnAngstromResolution": NO_RESOLUTION_A}
     origin |= dict.fromkeys(columns, 1.0)
+    for value in general.values():
+        if isinstance(value, str):
+            one_line(value, path)
     blocks: dict[str, object] = {"general": dict(general), "fsc": pd.concat([pd.DataFrame([origin]), whole])}
     for name, curve in curves.items():
         if name != main and name not in RELION_COLUMNS:

@@ -22,6 +22,7 @@ from inrtomo.geometry import centre_index
 from inrtomo.io import numbers
 from inrtomo.io.angle_files import read_angles
 from inrtomo.io.files import read_text, write_text
+from inrtomo.io.names import com_value
 from inrtomo.io.numbers import Quantity, Word
 
 Array = NDArray[np.float64]
@@ -322,7 +323,13 @@ def _padded(warp: LocalWarp) -> LocalWarp:
 
 
 def newst_com(base: str, stack: str, aligned: str) -> str:
-    """Text of ``newst.com``: resample ``stack`` through ``BASE_warp.xf`` into ``aligned``."""
+    """Text of ``newst.com``: resample ``stack`` through ``BASE_warp.xf`` into ``aligned``.
+
+    Raises:
+        InputError: a name that would not be a value there.
+    """
+    for name in (base, stack, aligned):
+        com_value(name, "newst.com")
     return f"""# Make the aligned stack: submfg newst.com
 $newstack -StandardInput
 InputFile\t{stack}
@@ -342,7 +349,12 @@ def tilt_com(
     Args:
         size: (nx, ny) of the raw stack; thickness_px: of the slab, raw px.
         excluded: views to leave out, counted from 0 (in the file they count from 1).
+
+    Raises:
+        InputError: a name that would not be a value there.
     """
+    for name in (base, aligned, reconstruction):
+        com_value(name, "tilt.com")
     lines = [
         "# Reconstruct: submfg tilt.com",
         "$tilt -StandardInput",

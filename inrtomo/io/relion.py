@@ -33,6 +33,7 @@ from inrtomo.geometry import centre_index, rotation_about_x
 from inrtomo.io import numbers
 from inrtomo.io.files import check_output, make_folder
 from inrtomo.io.mrc import read_header
+from inrtomo.io.names import is_safe_name, safe_name
 from inrtomo.io.rigid import LocalGrid, Rigid, fit_local_shifts, hermite_spline, warp_from_local_shifts
 from inrtomo.io.series_record import SeriesRecord, series_name
 from inrtomo.io.star import Table, read_star, write_star
@@ -374,7 +375,12 @@ def _projection(tilt_deg: float, x_tilt_deg: float) -> Array:
 
 
 def relion_paths(folder: str | Path, name: str) -> list[Path]:
-    """``tomograms.star`` and the STAR file of a series, in a folder."""
+    """``tomograms.star`` and the STAR file of a series, in a folder.
+
+    Raises:
+        InputError: the name cannot be a file's.
+    """
+    safe_name(name, folder)
     return [Path(folder) / "tomograms.star", Path(folder) / "tilt_series" / f"{name}.star"]
 
 
@@ -543,7 +549,9 @@ def _complete_others(path: Path, overview: Table, notes: list[str]) -> None:
         blocks = read_star(other) if other is not None else {}
         if other is None or COEFFICIENTS in blocks.get(name, {}):
             continue
-        if name in blocks and other.resolve() == relion_paths(path.parent, name)[1].resolve():
+        # a name from an old list must not lead elsewhere
+        ours = is_safe_name(name) and name in blocks
+        if ours and other.resolve() == relion_paths(path.parent, name)[1].resolve():
             blocks[name][COEFFICIENTS] = [NO_DEFORMATION] * len(next(iter(blocks[name].values())))
             write_star(other, blocks, overwrite=True)
         else:

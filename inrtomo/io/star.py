@@ -8,12 +8,16 @@ from pathlib import Path
 
 from inrtomo.errors import InputError
 from inrtomo.io.files import read_text, write_text
+from inrtomo.io.names import one_line, shown
 from inrtomo.io.numbers import Word
 
 Table = dict[str, list[str]]
 """Column (without the underscore) -> its values, as many in every column; those read know their line (`Word`)."""
 
 WORD = re.compile(r"""'[^']*'(?=\s|$)|"[^"]*"(?=\s|$)|\S+""")
+
+KEYWORDS = ("data_", "loop_", "save_", "stop_", "global_")
+"""What begins something other than a value; a value that begins so has to stand between quotes."""
 
 
 def read_star(path: str | Path) -> dict[str, Table]:
@@ -66,12 +70,17 @@ def _bare(word: str) -> str:
 
 
 def write_star(path: str | Path, blocks: Mapping[str, Mapping[str, Sequence[str]]], overwrite: bool = False) -> Path:
-    """Write every block as a loop, as RELION does for lists."""
+    """Write every block as a loop, as RELION does for lists.
+
+    Raises:
+        InputError: a word that no STAR file can hold.
+    """
     lines = []
     for block, table in blocks.items():
+        one_line(block, path, "series is called")
         lines += ["", "# version 50001", "", f"data_{block}", "", "loop_"]
         lines += [f"_{name} #{k}" for k, name in enumerate(table, 1)]
-        columns = [[_quoted(word) for word in column] for column in table.values()]
+        columns = [[_quoted(word, path) for word in column] for column in table.values()]
         widths = [max((len(word) for word in column), default=0) for column in columns]
         lines += [
             " ".join(word.rjust(width) for word, width in zip(row, widths, strict=True))
@@ -80,7 +89,14 @@ def write_star(path: str | Path, blocks: Mapping[str, Mapping[str, Sequence[str]
     return write_text(path, "\n".join(lines) + "\n\n", overwrite)
 
 
-def _quoted(word: str) -> str:
-    if word and not re.search(r"\s", word) and word[0] not in "'\"_#":
+def _quoted(word: str, path: str | Path) -> str:
+    """A word as it stands, or between quotes where it would be taken for several, or for more than a word."""
+    one_line(word, path, "word")
+    if word and not re.search(r"\s", word) and word[0] not in "'\"_#$;" and not word.lower().startswith(KEYWORDS):
         return word
-    return f'"{word}"' if '"' not in word else f"'{word}'"
+    quotes = [quote for quote in "\"'" if quote not in word]
+    if not quotes:
+        raise InputError(
+            f"{path}: '{shown(word, 100)}' has quotes of both kinds, which no STAR file can hold; rename it"
+        )
+    return f"{quotes[0]}{word}{quotes[0]}"

@@ -17,6 +17,7 @@ from inrtomo.align.prepare import PrepareSettings
 from inrtomo.alignment import Alignment
 from inrtomo.ctf import ctf_2d
 from inrtomo.errors import InputError
+from inrtomo.io.files import put_in_place
 from inrtomo.io.mrc import read_volume, write_volume
 from inrtomo.reconstruct.fbp import fbp_volume
 from inrtomo.reconstruct.halves import Source
@@ -180,7 +181,7 @@ def densities_at(densities: Path, pixel_size_A: float, folder: Path) -> Path:
         scaled = np.maximum(ndimage.zoom(smooth, factor, order=3), 0).astype(np.float32)
         write_volume(making / path.name, scaled, pixel_size_A, overwrite=True)
     try:
-        making.rename(there)
+        put_in_place(making, there)
     except OSError:  # another process was quicker
         if not there.is_dir():
             raise

@@ -45,7 +45,7 @@ def comparison(error: AlignmentError, path: str | Path, title: str = "") -> Path
     figure.colorbar(mesh, ax=panel, label="px")
     panel.set(title="local part over the image nearest zero tilt, RMS over tilts", xlabel="x (px)", ylabel="y (px)")
     panel.set_aspect("equal")
-    figure.suptitle(title or "difference of alignments", fontsize=10)
+    figure.suptitle(title or "difference of alignments", fontsize=10, parse_math=False)
     with atomic_path(path, overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
     return Path(path)

@@ -61,7 +61,7 @@ def draw_slices(
         axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent, interpolation="nearest")
         axes.set(xlabel=f"{across} ({unit})", ylabel=f"{up} ({unit})")
     grid[1, 1].axis("off")
-    figure.suptitle(title or "central slices")
+    figure.suptitle(title or "central slices", parse_math=False)
     return save(figure, path)
 
 
@@ -89,7 +89,7 @@ def alignment_plots(
         _against_tilt(bottom, alignment, alignment.x_tilt_deg, "x-axis tilt", "C4")
     bottom.set(xlabel="tilt angle (deg)", ylabel="tilt (deg)")
     bottom.legend(loc="best")
-    figure.suptitle(title or "alignment")
+    figure.suptitle(title or "alignment", parse_math=False)
     return save(figure, path)
 
 
@@ -104,7 +104,7 @@ def residuals(alignment: Alignment, residual_px: Array, path: str | Path, title:
         axes.axhline(median, color="0.5", linewidth=1, label=f"median {median:.2f} px")
         axes.legend(loc="best")
     axes.set(xlabel="tilt angle (deg)", ylabel="residual (px)", ylim=(0, None))
-    figure.suptitle(title or "residual of every tilt")
+    figure.suptitle(title or "residual of every tilt", parse_math=False)
     return save(figure, path)
 
 
@@ -126,7 +126,10 @@ def warp_arrows(alignment: Alignment, path: str | Path, tilts: Sequence[int] | N
             title=f"{alignment.tilt_deg[tilt]:.1f}°", xticks=[], yticks=[], aspect="equal",
             xlim=(-half[0] - spacing, half[0] + spacing), ylim=(-half[1] - spacing, half[1] + spacing),
         )  # fmt: skip
-    figure.suptitle(f"{title or 'local motion'}: longest arrow {longest:.2f} px, drawn {enlarged:.0f} times enlarged")
+    figure.suptitle(
+        f"{title or 'local motion'}: longest arrow {longest:.2f} px, drawn {enlarged:.0f} times enlarged",
+        parse_math=False,
+    )
     return save(figure, path)
 
 
@@ -160,7 +163,7 @@ def held_out_loss(
         )  # fmt: skip
     axes.set(xlabel="step", ylabel="loss (noise variances)")
     axes.legend(loc="best")
-    figure.suptitle(title or "held-out loss")
+    figure.suptitle(title or "held-out loss", parse_math=False)
     return save(figure, path)
 
 

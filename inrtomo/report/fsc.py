@@ -54,7 +54,7 @@ def fsc_plot(
         _axes(panel, float(curves[main].frequency_per_A[-1]), text)
         panel.set_ylim(min(lowest - 0.02, -0.1), 1.06)
     panels[0].set_ylabel("correlation")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     with atomic_path(path, overwrite=True) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:], dpi=DPI)
     return Path(path)

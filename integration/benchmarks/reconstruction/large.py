@@ -13,6 +13,7 @@ import mrcfile
 import numpy as np
 
 from inrtomo.alignment import Alignment
+from inrtomo.io.files import put_in_place
 from inrtomo.io.mrc import read_header
 from integration.benchmarks.reconstruction.command import RECON, recon, write_alignment
 from integration.benchmarks.reconstruction.jobs import Column, Job, Options, Record
@@ -102,5 +103,5 @@ def _series(volume: Large, folder: Path) -> tuple[Path, Path]:
             noise = random.standard_normal((ny, nx), dtype=np.float32)
             file.data[k] = noise + (DOT_HEIGHT * along_y.T @ along_x).astype(np.float32)
         file.voxel_size = PIXEL_A
-    making.rename(stack)
+    put_in_place(making, stack)
     return stack, aligned

@@ -70,7 +70,8 @@ def read_run(folder: str, ts_id: str) -> Run:
 
 def find_run(series: Series, project: str = ".") -> Run | None:
     """The latest run of a project that made this series' alignment, or None."""
-    pattern = os.path.join(project, "Runs", "*", "extra", series.ts_id, f"{series.ts_id}_align.json")
+    name = glob.escape(series.ts_id)
+    pattern = os.path.join(glob.escape(project), "Runs", "*", "extra", name, f"{name}_align.json")
     for path in sorted(glob.glob(pattern), key=lambda path: modified(path) or 0.0, reverse=True):
         try:
             run = read_run(os.path.dirname(path), series.ts_id)

@@ -6,6 +6,7 @@ import html
 import json
 import os
 from typing import Sequence
+from urllib.parse import quote
 
 STYLE = """body { font: 15px sans-serif; margin: 2em; color: #222; } table { border-collapse: collapse; }
 td, th { padding: .3em .9em .3em 0; text-align: left; border-bottom: 1px solid #ddd; }
@@ -78,7 +79,7 @@ def _load(path):
 
 
 def _relative(protocol, path) -> str:
-    return html.escape(os.path.relpath(path, protocol._getExtraPath()), quote=True)
+    return html.escape(quote(os.path.relpath(path, protocol._getExtraPath())), quote=True)
 
 
 def _write(protocol, name, title, parts) -> str:

@@ -16,6 +16,11 @@ MRC_ENDINGS = (".mrc", ".mrcs", ".st", ".ali", ".map")
 DAY = "01-Jan-00"
 
 
+def is_file_name(ts_id: str) -> bool:
+    """Whether a series' ID can be the name of a folder and a line of a text file."""
+    return bool(ts_id) and ts_id.isprintable() and "/" not in ts_id and ts_id[0] not in ".-"
+
+
 @dataclass
 class View:
     """One image: its place (index from 1, file), its halves, angle (degrees), order (from 1), dose (e/Å²), matrix."""
@@ -156,7 +161,22 @@ def _place_stack(target: str, places: Sequence[tuple], sampling_A: float) -> Non
         for section, (index, path) in enumerate(places):
             mrc.data[section] = first if section == 0 else read(index, path)
         mrc.voxel_size = sampling_A
-    os.rename(partial, target)
+    _put_in_place(partial, target)
+
+
+def _put_in_place(partial: str, target: str) -> None:
+    """Rename a complete file: it and its name are on the disk before anything relies on them."""
+    _sync(partial)
+    os.replace(partial, target)
+    _sync(os.path.dirname(target) or ".")
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _reader() -> Callable[[int, str], np.ndarray]:

@@ -17,7 +17,7 @@ from tomo.objects import TiltImage, TiltSeries, Tomogram
 from tomo.protocols.protocol_base import ProtTomoBase
 
 from ..constants import FAILED, TOMOGRAMS
-from ..series_files import Series, read_series, write_ctf
+from ..series_files import Series, is_file_name, read_series, write_ctf
 
 logger = logging.getLogger(__name__)
 
@@ -147,18 +147,19 @@ class ProtInrBase(EMProtocol, ProtTomoBase, ProtStreamingBase):
     # ------------------------------------------------- steps -------------------------------------------------------
 
     def processStep(self, ts_id):
-        makePath(self.folder(ts_id))
-        why = self.folder(ts_id, WHY)
-        if os.path.exists(why):
-            os.remove(why)
         try:
+            makePath(self.folder(ts_id))
+            why = self.folder(ts_id, WHY)
+            if os.path.exists(why):
+                os.remove(why)
             self.process(ts_id)
         except Exception as error:  # a series that fails must not take the others with it
             self._fail(ts_id, str(error))
             logger.error(redStr(f"{ts_id} failed: {error}"), exc_info=error)
 
     def lackStep(self, ts_id):
-        makePath(self.folder(ts_id))
+        if is_file_name(ts_id):
+            makePath(self.folder(ts_id))
         self._fail(ts_id, "it is not in every input set")
 
     @retry_on_sqlite_lock(log=logger)
@@ -180,13 +181,17 @@ class ProtInrBase(EMProtocol, ProtTomoBase, ProtStreamingBase):
 
     def _fail(self, ts_id, why):
         self._failures[ts_id] = why
+        if not is_file_name(ts_id):
+            return  # it has no folder; the log says it
         with open(self.folder(ts_id, WHY), "w") as file:
             file.write(why + "\n")
 
     # ------------------------------------------------- files and series --------------------------------------------
 
     def folder(self, ts_id, *names):
-        """The folder of a series, ``extra/ID``, or a file in it."""
+        """The folder of a series, ``extra/ID``, or a file in it. Raises ValueError for an ID that leads elsewhere."""
+        if not is_file_name(ts_id):
+            raise ValueError(f"its ID {ts_id!r} cannot be the name of a folder; rename the series")
         return self._getExtraPath(ts_id, *names)
 
     def log(self, ts_id):
