@@ -23,6 +23,7 @@ from inrtomo import __version__
 from inrtomo.align.checkpoint import check_unfinished
 from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
+from inrtomo.commands._aligned_stack import frame_record, frame_row
 from inrtomo.commands._common import MEMORY, TILT_AXIS, TILT_LIST, Progress, command, device_option, echo_defaults
 from inrtomo.device import choose_several, memory_bound, peak_device_bytes
 from inrtomo.errors import InputError
@@ -171,6 +172,7 @@ def main(
         raise
     with outputs.staged() as staging:
         _write(staging, series, settings, result, recon, stack)
+    echo_defaults([frame_row(result.alignment)])
     for path in outputs.written:
         click.echo(f"wrote {path}")
     seconds = "  ".join(f"{stage} {value:.0f} s" for stage, value in result.seconds.items())
@@ -358,7 +360,7 @@ def _reconstruct(path: Path, series: TiltSeries, alignment: Alignment, height: i
     from inrtomo.reconstruct.fbp import FbpSettings, fbp_sections
 
     settings = FbpSettings(thickness_px=height, device=device)
-    nz, ny, nx = settings.shape(alignment.image_size)
+    nz, ny, nx = settings.shape(alignment.aligned_size)
     volume = np.zeros((nz, ny, nx), dtype=np.float32)
     label = "inr-align: fbp, imod"
     with (
@@ -397,7 +399,7 @@ def _draw(staging: Path, series: TiltSeries, result: AlignResult, volume: NDArra
         figures.slices(volume, staging / f"{base}_slices.png", f"{base}: tomogram", series.pixel_size_A)
     elif result.density is not None and result.lattice is not None:
         voxel = result.lattice.spacing * result.working_bin * (series.pixel_size_A or 1.0)
-        half = [size / 2 / result.working_bin for size in alignment.image_size]
+        half = [size / 2 / result.working_bin for size in alignment.aligned_size]
         seen_x, seen_y = (
             np.abs(result.lattice.origin[axis] + result.lattice.spacing * np.arange(result.lattice.shape[axis])) <= h
             for axis, h in zip((1, 2), half, strict=True)
@@ -427,6 +429,7 @@ def _report(series: TiltSeries, settings: AlignSettings, result: AlignResult, he
         "thickness_nm": thickness * pixel / 10,
         "thickness_estimate_px": result.thickness_px,
         "tomogram_height_px": height,
+        "frame": frame_record(a),
         "levelling": result.levelling,
         "guard": None if verdict is None else verdict.as_dict(),
         "losses": [list(row) for row in result.losses],

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from inrtomo.commands._aligned_stack import frame_row
 from inrtomo.commands._common import command, echo_defaults
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_record
@@ -57,6 +58,7 @@ def main(source: Path, target: Path, form: str | None, stack: Path | None, ctf: 
     a = record.alignment
     rows: list[tuple[str, object, str]] = [
         ("images", f"{a.n_tilts}, {a.image_size[0]} x {a.image_size[1]} px", record.name),
+        frame_row(a),
         ("pixel size", "unknown" if a.pixel_size_A is None else f"{a.pixel_size_A:.4g} Å", ""),
         ("tilt angles", f"{a.tilt_deg.min():.2f} to {a.tilt_deg.max():.2f}°", "refined"),
         ("recorded angles", "unknown" if record.nominal_tilt_deg is None else "known", ""),

@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo import __version__
-from inrtomo.commands._aligned_stack import PIXEL_SIZE, AlignedStack, check_outputs, read_aligned_stack
+from inrtomo.commands._aligned_stack import (
+    PIXEL_SIZE,
+    AlignedStack,
+    check_outputs,
+    frame_record,
+    read_aligned_stack,
+)
 from inrtomo.commands._common import Progress, command, device_option, echo_defaults
 from inrtomo.device import choose
 from inrtomo.dose import RELATIVE_TO_300_KV
@@ -68,7 +74,7 @@ def main(
     given.sources.append(("device", computing.sentence, ""))
     echo_defaults(given.sources)
 
-    nx, ny = (n // binning for n in series.size)
+    nx, ny = (n // binning for n in aligned.aligned_size)
     if min(nx, ny) < 1:
         raise InputError(f"--bin {binning}: nothing is left of images of {series.size[0]} x {series.size[1]}")
     shape, voxel = (series.n_tilts, ny, nx), given.pixel_size_A * binning
@@ -100,6 +106,7 @@ def main(
         "alignment": str(alignment),
         "bin": binning,
         "pixel_size_A": voxel,
+        "frame": frame_record(aligned),
         "excluded_tilts": [{"tilt": tilt, "reason": reason} for tilt, reason in sorted(aligned.excluded.items())],
         "seen_fraction": [round(value, 4) for value in seen],
         "mask": str(mask) if mask else None,

@@ -63,8 +63,10 @@ def write_alignment(
     imod.write_angles(paths[1], alignment.tilt_deg, overwrite)
     imod.write_x_tilt(paths[2], alignment.x_tilt_deg, overwrite)
     imod.write_warp(paths[3], alignment, overwrite)
-    write_text(paths[4], imod.newst_com(base, str(stack or f"{base}.mrc"), aligned), overwrite)
-    tilt = imod.tilt_com(base, aligned, reconstruction, alignment.image_size, thickness_px, sorted(alignment.excluded))
+    size = alignment.aligned_size
+    turned = size if alignment.sides_turned else None
+    write_text(paths[4], imod.newst_com(base, str(stack or f"{base}.mrc"), aligned, turned), overwrite)
+    tilt = imod.tilt_com(base, aligned, reconstruction, size, thickness_px, sorted(alignment.excluded))
     write_text(paths[5], tilt, overwrite)
     return paths
 
@@ -466,7 +468,7 @@ def _with_local_alignments(
         notes.append(f"local alignments of {local.name} are not there; the global alignment is used")
         return alignment
     with_z = command.value("ZFACTORFILE") is not None
-    areas = read_local(local, alignment.n_tilts, alignment.image_size, alignment.pixel_size_A, with_z)
+    areas = read_local(local, alignment.n_tilts, alignment.aligned_size, alignment.pixel_size_A, with_z)
     thickness = (command.numbers("THICKNESS") or [0.0])[0]
     warp, lost = warp_from_local(areas, alignment, min(max(thickness, 0.0), 1e5))
     notes.append(

@@ -78,9 +78,10 @@ def write_aretomo_folder(
     thickness = round(record.thickness_px or DEFAULT_THICKNESS_PX)
     if record.thickness_px is None:
         notes.append(f"tilt.com: no thickness is known; THICKNESS is {DEFAULT_THICKNESS_PX} px")
-    newst = imod.newst_com(base, raw, f"{base}_ali.mrc").replace(f"{base}_warp.xf", f"{base}.xf")
+    turned = a.aligned_size if a.sides_turned else None
+    newst = imod.newst_com(base, raw, f"{base}_ali.mrc", turned).replace(f"{base}_warp.xf", f"{base}.xf")
     write_text(files["newst.com"], newst, overwrite)
-    tilt = imod.tilt_com(base, f"{base}_ali.mrc", f"{base}_rec.mrc", a.image_size, thickness, excluded)
+    tilt = imod.tilt_com(base, f"{base}_ali.mrc", f"{base}_rec.mrc", a.aligned_size, thickness, excluded)
     write_text(files["tilt.com"], tilt, overwrite)
     if record.exposure_e_A2 is None:
         notes.append(f"{folder.name}: the order of recording is not known, so there is no {base}_order_list.csv")
