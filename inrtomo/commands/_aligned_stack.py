@@ -14,6 +14,7 @@ from inrtomo.errors import InputError
 from inrtomo.geometry import sides_turned
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.files import check_output
+from inrtomo.io.images import row_order_notes
 from inrtomo.io.imod import read_x_tilt
 from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
 
@@ -50,7 +51,7 @@ def read_aligned_stack(
     if aligned_already and not alignment_path.is_file():
         raise InputError(f"{alignment_path}: no such file; check the name")
     series = _open(stack, alignment_path, pixel_size_A, aligned_already)
-    notes: list[str] = []
+    notes = row_order_notes(series.stack)
     if aligned_already:
         alignment = Alignment.identity(series.tilt_deg, series.size)
         x_tilt = alignment_path.with_suffix(".xtilt")
@@ -88,7 +89,11 @@ def frame_row(alignment: Alignment) -> tuple[str, object, str]:
     used = alignment.included if len(alignment.included) else slice(None)
     axis, (nx, ny) = float(np.median(alignment.rotation_deg[used])), alignment.aligned_size
     how = "the images' sides turned" if alignment.sides_turned else "as the images"
-    return "frame", f"{nx} x {ny} px, {how}", f"tilt axis at {axis:.1f}°, nearer to {'x' if sides_turned(axis) else 'y'}"
+    return (
+        "frame",
+        f"{nx} x {ny} px, {how}",
+        f"tilt axis at {axis:.1f}°, nearer to {'x' if sides_turned(axis) else 'y'}",
+    )
 
 
 def frame_record(alignment: Alignment) -> dict[str, object]:

@@ -30,6 +30,7 @@ from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_alignment
 from inrtomo.io.alignment_json import alignment_to_dict
 from inrtomo.io.files import check_output, make_folder, write_text
+from inrtomo.io.images import row_order_notes
 from inrtomo.io.mrc import StackWriter
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
 
@@ -136,7 +137,7 @@ def main(
         return
     outputs.check(resume, overwrite)
     computing, *others = choose_several(device)
-    notes: list[str] = []
+    notes = row_order_notes(series.stack)
     settings = AlignSettings(
         axis_deg=axis,
         thickness_px=None if thickness is None else thickness * 10 / series.pixel_size_A,

@@ -14,7 +14,7 @@ from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_record
 from inrtomo.io.convert import FORMATS, format_of, write_record
 from inrtomo.io.ctf import read_ctf
-from inrtomo.io.images import ImageList
+from inrtomo.io.images import ImageList, row_order_notes
 from inrtomo.io.mrc import read_header
 from inrtomo.io.series_record import SeriesRecord
 from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
@@ -50,6 +50,7 @@ def main(source: Path, target: Path, form: str | None, stack: Path | None, ctf: 
         raise InputError(f"--ctf {ctf}: counts the images of a stack; give it with --stack")
     notes: list[str] = []
     series, size, pixel = _read_stack(stack, notes)
+    notes += [] if series is None else row_order_notes(series.stack)
     record = read_record(source, series if series is not None else size, notes)
     record = _completed(record, series, stack, pixel)
     if ctf is not None:

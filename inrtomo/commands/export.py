@@ -84,7 +84,7 @@ def main(
     with ExitStack() as stacks:
         writer = stacks.enter_context(StackWriter(output, shape, 2, voxel, overwrite, label="inr-export: aligned"))
         masks = (
-            stacks.enter_context(StackWriter(mask, shape, 0, voxel, overwrite, label="inr-export: 1 where seen"))
+            stacks.enter_context(StackWriter(mask, shape, 1, voxel, overwrite, label="inr-export: 1 where seen"))
             if mask
             else None
         )

@@ -411,6 +411,8 @@ def _open_tomogram(path: Path, run: Run) -> _Tomogram:
     data: NDArray[Any] = np.memmap(
         stack.path, dtype=stack.header.dtype, mode="r", offset=stack.header.offset, shape=stack.shape
     )
+    if stack.header.rows_from_top:
+        data = data[:, ::-1]
     volume = data[:, ::-1].transpose(1, 0, 2) if stack.shape[1] < stack.shape[0] else data
     voxel_px = run.alignment.aligned_size[0] / volume.shape[2]
     if stack.pixel_size_A and run.alignment.pixel_size_A:

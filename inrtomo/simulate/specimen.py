@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -13,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from inrtomo.errors import InputError
 from inrtomo.geometry import centred_coordinates
+from inrtomo.io.mrc import read_volume
 from inrtomo.simulate.acquisition import aligned_view
 from inrtomo.simulate.settings import SimulationSettings
 
@@ -233,12 +233,8 @@ def _read_densities(folder: Path) -> list[F32]:
     """Every MRC of a folder, clipped at 0, divided by its own maximum, cut to its solid part."""
     templates = []
     for path in sorted(Path(folder).glob("*.mrc")) + sorted(Path(folder).glob("*.map")):
-        try:
-            with mrcfile.open(path, permissive=True) as file:
-                data = np.asarray(file.data, dtype=np.float32)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path}: cannot be read as MRC ({error}); remove or repair it") from error
-        if data.ndim != 3 or not np.isfinite(data).all() or data.max() <= 0:
+        data, _ = read_volume(path)
+        if not np.isfinite(data).all() or data.max() <= 0:
             raise InputError(f"{path}: not a density (3-D, finite, somewhere positive); remove it from the folder")
         templates.append(_compact(np.maximum(data, 0) / data.max()))
     if not templates:
