@@ -89,11 +89,8 @@ def frame_row(alignment: Alignment) -> tuple[str, object, str]:
     used = alignment.included if len(alignment.included) else slice(None)
     axis, (nx, ny) = float(np.median(alignment.rotation_deg[used])), alignment.aligned_size
     how = "the images' sides turned" if alignment.sides_turned else "as the images"
-    return (
-        "frame",
-        f"{nx} x {ny} px, {how}",
-        f"tilt axis at {axis:.1f}°, nearer to {'x' if sides_turned(axis) else 'y'}",
-    )
+    nearer = "x" if sides_turned(axis) else "y"
+    return "frame", f"{nx} x {ny} px, {how}", f"tilt axis at {axis:.1f}°, nearer to {nearer}"
 
 
 def frame_record(alignment: Alignment) -> dict[str, object]:

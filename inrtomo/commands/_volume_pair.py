@@ -141,7 +141,8 @@ def as_volumes(pair: Pair, orientation: str | None) -> Pair:
 def read_mask(path: Path, pair: Pair, orientation: str | None) -> F32:
     """A mask of the size of one of the volumes, 0 to 1, as ``[z, y, x]`` and of the height that is compared.
 
-    One of whole numbers from 0, such as bytes, is divided by the largest, which is noted in the pair's sources. Where neither --orientation nor its labels tell, its axes are as those of the volume whose sides its file has.
+    One of whole numbers from 0, such as bytes, is divided by the largest, which is noted in the pair's sources. Where
+    neither --orientation nor its labels tell, its axes are as those of the volume whose sides its file has.
 
     Raises:
         InputError: it has another size or values outside 0 to 1.

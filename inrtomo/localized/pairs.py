@@ -209,8 +209,8 @@ def measured_pair(image: Callable[[int], NDArray], alignment: Alignment, referen
     if reference.shape[1:] != (ny // bin, nx // bin):
         across, along = reference.shape[2], reference.shape[1]
         raise InputError(
-            f"is {across} x {along} voxels across, and aligned images of {nx} x {ny} px make {nx // bin} x {ny // bin}; "
-            "give a volume over the whole view, of the orientation that --orientation says"
+            f"is {across} x {along} voxels across, and aligned images of {nx} x {ny} px make {nx // bin} x "
+            f"{ny // bin}; give a volume over the whole view, of the orientation that --orientation says"
         )
     tilts = prepared_tilts(Source("", image, alignment), bin, PrepareSettings(polarity=polarity, restore=False))
     volume = fbp_volume(tilts.images, tilts.alignment, reference.shape[0], "ramp")
