@@ -58,10 +58,11 @@ def main(
     """Write STACK aligned by ALIGNMENT: rotation, shift and local motion in one interpolation.
 
     STACK is the raw stack the alignment was made for, or any of its size: the odd or even frames, another filter.
-    ALIGNMENT is an inr-align folder, a .xf with its .tlt, or any other format inr-recon reads. Where an image has no
-    pixel the local mean goes on. Beside OUT.mrc come OUT.tlt (refined angles), OUT.rawtlt (recorded angles), OUT.xtilt
-    if the specimen is tilted about x, and OUT.json, which says how much of every section was seen. Excluded images
-    stay in the stack, so that sections keep their numbers; OUT.json lists them.
+    ALIGNMENT is an inr-align folder, a .xf with its .tlt, or any other format inr-recon reads. The sides of the images
+    are turned where the tilt axis lies nearer to x. Where an image has no pixel the local mean goes on. Beside OUT.mrc
+    come OUT.tlt (refined angles), OUT.rawtlt (recorded angles), OUT.xtilt if the specimen is tilted about x, and
+    OUT.json, which says how much of every section was seen. Excluded images stay in the stack, so that sections keep
+    their numbers; OUT.json lists them.
     """
     texts = [output.with_suffix(ending) for ending in (".tlt", ".rawtlt", ".xtilt", ".json")]
     check_outputs([output, *texts, *([mask] if mask else [])], overwrite, stack, alignment)
