@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from inrtomo.geometry import axis_angle, axis_rotation, specimen_to_aligned
+from inrtomo.geometry import axis_angle, axis_rotation, specimen_to_aligned, turned_size
 
 Array = NDArray[np.float64]
 
@@ -166,6 +166,20 @@ class Alignment:
         return axis_angle(self.linear)
 
     @property
+    def aligned_size(self) -> tuple[int, int]:
+        """``(nx, ny)`` of aligned images and of the tomogram from above, raw px: see `turned_size`.
+
+        Raw space keeps `image_size`. Both have their origin at index ``(n - 1) / 2``, so no shift depends on this.
+        """
+        used = self.included
+        return turned_size(self.image_size, self.rotation_deg[used] if len(used) else self.rotation_deg)
+
+    @property
+    def sides_turned(self) -> bool:
+        """Whether `aligned_size` is another than `image_size`."""
+        return self.aligned_size != self.image_size
+
+    @property
     def included(self) -> NDArray[np.int64]:
         """Stack indices that are not excluded."""
         return np.array([i for i in range(self.n_tilts) if i not in self.excluded], dtype=np.int64)
@@ -226,7 +240,7 @@ class Alignment:
         """
         if self.warp is None:
             return self
-        nx, ny = self.image_size
+        nx, ny = self.aligned_size
         grid_x, grid_y = np.meshgrid(_inner(self.warp.x, nx), _inner(self.warp.y, ny))
         design = np.stack([np.ones(grid_x.size), grid_x.ravel(), grid_y.ravel()], axis=1)
         node_x, node_y = np.meshgrid(self.warp.x, self.warp.y)

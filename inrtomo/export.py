@@ -42,7 +42,7 @@ class Sections:
         self.alignment, self.bin, self.exposure_e_A2, self.voltage_kV = alignment, bin, exposure_e_A2, voltage_kV
         self.filtered = bin > 1 or exposure_e_A2 is not None
         border = BORDER if self.filtered else 0
-        self.frame = Frame.of(alignment.image_size, bin, (border, border))
+        self.frame = Frame.of(alignment.aligned_size, bin, (border, border))
         self.frequency = None if exposure_e_A2 is None else _frequencies(self.frame, alignment.pixel_size_A)
 
     def section(self, raw: NDArray, tilt: int) -> AlignedImage:
@@ -74,7 +74,7 @@ def export_images(
 
     Args:
         image: gives the raw image ``(ny, nx)`` of a stack index.
-        bin: raw px per output px, by cutting the Fourier transform; sizes are rounded down.
+        bin: raw px per output px, by cutting the Fourier transform; sizes (`Alignment.aligned_size`) are rounded down.
         exposure_e_A2: exposure by which each image is dose weighted, ``(n_tilts,)``, or None for no weighting;
             needs the alignment's pixel size.
         voltage_kV: 300 or 200.

@@ -26,6 +26,25 @@ def centred_coordinates(size: int) -> Array:
     return np.arange(size, dtype=np.float64) - centre_index(size)
 
 
+def sides_turned(axis_deg: float | Array) -> bool:
+    """Whether the tilt axis lies nearer to raw x than to raw y, so that aligned images stand across the raw ones.
+
+    Args:
+        axis_deg: angle of the axis (degrees, IMOD's sense), or those of several images, whose median counts.
+    """
+    return bool(np.median(np.abs(np.sin(np.deg2rad(axis_deg)))) > np.sqrt(0.5))
+
+
+def turned_size(image_size: tuple[int, int], axis_deg: float | Array) -> tuple[int, int]:
+    """Size (nx, ny), px, of aligned images and tomograms of raw images (nx, ny): their sides turned, or not.
+
+    The sides are turned where the tilt axis lies nearer to x, as Etomo, AreTomo and RELION do, so that nothing is cut
+    off that all images saw. The axis stands upright in aligned images, and raw images would lie across them.
+    """
+    nx, ny = image_size
+    return (ny, nx) if sides_turned(axis_deg) else (nx, ny)
+
+
 def rotation_about_x(x_tilt_deg: float) -> Array:
     """3 x 3 matrix taking a levelled specimen to the microscope's frame, in IMOD's sense of ``XAXISTILT``.
 

@@ -92,9 +92,9 @@ class Frame:
     border: tuple[int, int]
 
     @classmethod
-    def of(cls, image_size: tuple[int, int], bin: int, least_border: tuple[int, int]) -> Frame:
-        """A frame for raw images of ``image_size`` with lengths that transform fast and a border in output px."""
-        size = (image_size[0] // bin, image_size[1] // bin)
+    def of(cls, aligned_size: tuple[int, int], bin: int, least_border: tuple[int, int]) -> Frame:
+        """A frame for aligned images (nx, ny), raw px, with lengths that transform fast and a border in output px."""
+        size = (aligned_size[0] // bin, aligned_size[1] // bin)
         border = [_fast_border(n, b) if b else 0 for n, b in zip(size, least_border, strict=True)]
         return cls(size, bin, (border[0], border[1]))
 

@@ -46,7 +46,7 @@ def series(folder: Path, size: tuple[int, int] = SIZE, n: int = N, pixel: float 
 
 def same(a: Alignment, b: Alignment, tolerance_px: float) -> bool:
     """Whether two maps agree over the view, and everything beside the maps too."""
-    u = np.stack(np.meshgrid(*(np.linspace(-s / 2, s / 2, 41) for s in a.image_size)), axis=-1)
+    u = np.stack(np.meshgrid(*(np.linspace(-s / 2, s / 2, 41) for s in a.aligned_size)), axis=-1)
     apart = max(np.abs(a.aligned_to_raw(m, u) - b.aligned_to_raw(m, u)).max() for m in range(a.n_tilts))
     angles = max(np.abs(a.tilt_deg - b.tilt_deg).max(), np.abs(a.x_tilt_deg - b.x_tilt_deg).max())
     return apart < tolerance_px and angles < 1e-4 and a.image_size == b.image_size and a.n_tilts == b.n_tilts

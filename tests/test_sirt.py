@@ -40,7 +40,7 @@ def test_points_land_within_two_hundredths_of_a_pixel(tilts, x_tilt, axis_deg, s
     alignment = series(tilts, axis_deg=axis_deg, x_tilt=x_tilt)
     images = blob_images(alignment)
     volume = sirt_volume(images, np.ones_like(images), alignment, 30, settings)
-    assert volume.shape == (30, 60, 64)
+    assert volume.shape == ((30, 60, 64) if axis_deg < 45 else (30, 64, 60))
     for point in POINTS:
         found, height = position_and_height(volume, point)
         np.testing.assert_allclose(found, point, atol=0.02)

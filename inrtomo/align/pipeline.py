@@ -454,7 +454,7 @@ class _Run:
             f"from the centre, tilted by {level.tilt_offset_deg:+.2f} deg about y and {level.x_tilt_deg:+.2f} about x"
         )
         # the slope along y stays in the fit's frame
-        rise = abs(np.tan(np.deg2rad(level.x_tilt_deg))) * self.size[1]
+        rise = abs(np.tan(np.deg2rad(level.x_tilt_deg))) * start.aligned_size[1]
         return level, SLAB_MARGIN * thickness + SLAB_MARGIN_PX + rise
 
     def new_fit(self, alignment: Alignment, slab_px: float, settings: JointSettings) -> JointFit:

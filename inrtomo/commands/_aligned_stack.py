@@ -11,8 +11,10 @@ import numpy as np
 
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
+from inrtomo.geometry import sides_turned
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.files import check_output
+from inrtomo.io.images import row_order_notes
 from inrtomo.io.imod import read_x_tilt
 from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
 
@@ -49,7 +51,7 @@ def read_aligned_stack(
     if aligned_already and not alignment_path.is_file():
         raise InputError(f"{alignment_path}: no such file; check the name")
     series = _open(stack, alignment_path, pixel_size_A, aligned_already)
-    notes: list[str] = []
+    notes = row_order_notes(series.stack)
     if aligned_already:
         alignment = Alignment.identity(series.tilt_deg, series.size)
         x_tilt = alignment_path.with_suffix(".xtilt")
@@ -72,6 +74,7 @@ def read_aligned_stack(
         ("stack", f"{series.n_tilts} images, {series.size[0]} x {series.size[1]} px", str(stack)),
         ("pixel size", f"{pixel:.4g} Å", pixel_source),
         ("tilt angles", f"{alignment.tilt_deg.min():.2f} to {alignment.tilt_deg.max():.2f}°", str(alignment_path)),
+        frame_row(alignment),
         ("local motion", "none" if alignment.warp is None else f"up to {_largest(alignment):.2f} px", "alignment"),
     ]
     if excluded:
@@ -79,6 +82,20 @@ def read_aligned_stack(
         sources.append(("left out", ", ".join(map(str, sorted(excluded))), reasons))
     sources += [("note", note, "") for note in notes]
     return AlignedStack(series, alignment, pixel, sources)
+
+
+def frame_row(alignment: Alignment) -> tuple[str, object, str]:
+    """What is said of the frame of aligned images and tomograms: its sides, and whether they are the images'."""
+    used = alignment.included if len(alignment.included) else slice(None)
+    axis, (nx, ny) = float(np.median(alignment.rotation_deg[used])), alignment.aligned_size
+    how = "the images' sides turned" if alignment.sides_turned else "as the images"
+    nearer = "x" if sides_turned(axis) else "y"
+    return "frame", f"{nx} x {ny} px, {how}", f"tilt axis at {axis:.1f}°, nearer to {nearer}"
+
+
+def frame_record(alignment: Alignment) -> dict[str, object]:
+    """The same for a JSON file."""
+    return {"aligned_size_px": list(alignment.aligned_size), "sides_turned": alignment.sides_turned}
 
 
 def _open(stack: Path, alignment_path: Path, pixel_size_A: float | None, aligned_already: bool) -> TiltSeries:

@@ -24,7 +24,7 @@ from inrtomo.ctf import Defoci
 from inrtomo.device import choose_several
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_json import alignment_from_dict, alignment_to_dict
-from inrtomo.io.mrc import open_stack
+from inrtomo.io.mrc import open_stack, zero_of_mask
 from inrtomo.losses import COUNT_KINDS, read_noise
 from inrtomo.reconstruct.ctf_correction import CtfOperator, ctf_corrected
 from inrtomo.reconstruct.fbp import ROWS_AT_A_TIME, FbpSettings, filtered_lines
@@ -108,7 +108,7 @@ class Run(TomogramRun[Options]):
             idle = f"idle: --method {o.method} computes on {self.device.name}"
             rows.append(("more devices", ", ".join(self.others), "share the fits" if o.method == "field" else idle))
         if self.support is not None:
-            rows.append(("support", f"{self.support.mean():.0%} of the voxels", str(o.support)))
+            rows.append(("support", f"{self.support.mean():.0%} of the voxels, those above 0", str(o.support)))
         if o.method == "fbp":
             rows.append(("filter", o.filter_name, "default" if o.filter_name == _FILTER.name else "--filter"))
         return rows
@@ -379,7 +379,13 @@ def _support(path: Path, orientation: str, shape: tuple[int, int, int]) -> NDArr
     if stack.shape != expected:
         found, wanted = (" x ".join(str(n) for n in reversed(sides)) for sides in (stack.shape, expected))
         raise InputError(f"{path}: is {found} voxels, the tomogram {wanted}; make the mask from such a tomogram")
-    inside = np.stack([stack.image(section) > 0 for section in range(len(stack))])
+    zero = zero_of_mask(stack)
+    inside = np.empty(stack.shape, dtype=np.bool_)
+    for section, found in enumerate(inside):
+        values = stack.image(section)
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}: has voxels that are no number (NaN or infinite); write it again without them")
+        found[:] = values > zero
     if not inside.any():
         raise InputError(f"{path}: is nowhere above 0, so there would be no density at all; give another mask")
     return inside if orientation == "xyz" else inside.transpose(1, 0, 2)[::-1]

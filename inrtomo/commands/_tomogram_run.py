@@ -18,7 +18,13 @@ from inrtomo import __version__
 from inrtomo.align.pipeline import peak_memory_bytes
 from inrtomo.align.prepare import PrepareSettings, prepare
 from inrtomo.alignment import Alignment
-from inrtomo.commands._aligned_stack import AlignedStack, check_outputs, read_aligned_stack, thickness_beside
+from inrtomo.commands._aligned_stack import (
+    AlignedStack,
+    check_outputs,
+    frame_record,
+    read_aligned_stack,
+    thickness_beside,
+)
 from inrtomo.commands._common import Progress, echo_defaults
 from inrtomo.commands._tomogram_options import DEFAULT_MEMORY_GIB, DEFAULT_THICKNESS_NM, TomogramOptions
 from inrtomo.ctf import Defoci
@@ -67,7 +73,7 @@ class TomogramRun(Generic[Options]):
         self.thickness_px = max(o.binning, round(_thickness_nm(o, given) * 10 / given.pixel_size_A))
         if len(np.unique(np.round(given.alignment.tilt_deg[given.alignment.included], 3))) < 2:
             raise InputError(f"{o.stack}: fewer than two different tilt angles are left; a reconstruction needs more")
-        nx, ny = (n // o.binning for n in given.alignment.image_size)
+        nx, ny = (n // o.binning for n in given.alignment.aligned_size)
         if min(nx, ny) < LEAST_SIDE:
             raise InputError(
                 f"--bin {o.binning}: leaves {nx} x {ny} px of an image, too few for a tomogram ({LEAST_SIDE} x "
@@ -181,6 +187,7 @@ class TomogramRun(Generic[Options]):
             "voxel_size_A": self.voxel_A,
             "thickness_nm": self.thickness_px * given.pixel_size_A / 10,
             "shape_zyx": list(self.shape),
+            "frame": frame_record(given.alignment),
             **self.own_record(),
             **self.record,
             "seconds": time.monotonic() - self.started,

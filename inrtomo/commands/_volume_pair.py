@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from inrtomo.errors import InputError
 from inrtomo.io.axis_order import order_in
 from inrtomo.io.images import open_images
-from inrtomo.io.mrc import MrcStack
+from inrtomo.io.mrc import MrcStack, zero_of_mask
 
 F32 = NDArray[np.float32]
 
 PIXEL_SIZE_TOLERANCE = 0.005
+LARGEST_BYTE = 255
+"""Of a mask of whole numbers; one with more is none."""
 SMALLEST_SIDE = 8
 """Fewer voxels make too few shells for a curve."""
 
@@ -137,15 +139,23 @@ def as_volumes(pair: Pair, orientation: str | None) -> Pair:
 
 
 def read_mask(path: Path, pair: Pair, orientation: str | None) -> F32:
-    """A mask of the size of one of the volumes, as ``[z, y, x]`` and of the height that is compared.
+    """A mask of the size of one of the volumes, 0 to 1, as ``[z, y, x]`` and of the height that is compared.
 
-    Where neither --orientation nor its labels tell, its axes are as those of the volume whose sides its file has.
+    One of whole numbers from 0, such as bytes, is divided by the largest, which is noted in the pair's sources. Where
+    neither --orientation nor its labels tell, its axes are as those of the volume whose sides its file has.
 
     Raises:
         InputError: it has another size or values outside 0 to 1.
     """
     file = _read(path)
     values = file.values
+    stack = open_images(path)
+    if isinstance(stack, MrcStack) and (zero := zero_of_mask(stack)):
+        values = values - np.float32(zero)
+    largest = float(values.max())
+    if 1 < largest <= LARGEST_BYTE and values.min() == 0 and (values == np.rint(values)).all():
+        pair.sources.append(("mask", f"whole numbers, divided by the largest, {largest:.0f}", str(path)))
+        values = values / np.float32(largest)
     if values.min() < 0 or values.max() > 1:
         raise InputError(f"{path}: has values from {values.min():.3g} to {values.max():.3g}; a mask goes from 0 to 1")
     alike = [order for of, order in zip(pair.files, pair.orders, strict=True) if of.values.shape == values.shape]

@@ -25,12 +25,14 @@ from inrtomo import __version__
 from inrtomo.align.checkpoint import check_unfinished
 from inrtomo.align.settings import AlignSettings
 from inrtomo.alignment import Alignment
+from inrtomo.commands._aligned_stack import frame_record, frame_row
 from inrtomo.commands._common import MEMORY, TILT_AXIS, TILT_LIST, Progress, command, device_option, echo_defaults
 from inrtomo.device import choose_several, memory_bound, peak_device_bytes
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_alignment
 from inrtomo.io.alignment_json import alignment_to_dict
 from inrtomo.io.files import check_output, make_folder, put_in_place, read_text, write_text
+from inrtomo.io.images import row_order_notes
 from inrtomo.io.mrc import StackWriter
 from inrtomo.io.names import com_value, fits_com, safe_name
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
@@ -145,7 +147,7 @@ def main(
         return
     outputs.check(resume, overwrite)
     computing, *others = choose_several(device)
-    notes: list[str] = []
+    notes = row_order_notes(series.stack)
     raw = _named_from(folder, stack, notes)
     settings = AlignSettings(
         axis_deg=axis,
@@ -184,6 +186,7 @@ def main(
         raise
     with outputs.staged() as staging:
         _write(staging, series, settings, result, verdict, recon, raw)
+    echo_defaults([frame_row(result.alignment)])
     for path in outputs.written:
         click.echo(f"wrote {path}")
     seconds = "  ".join(f"{stage} {value:.0f} s" for stage, value in result.seconds.items())
@@ -422,7 +425,7 @@ def _reconstruct(path: Path, series: TiltSeries, alignment: Alignment, height: i
     from inrtomo.reconstruct.fbp import FbpSettings, fbp_sections
 
     settings = FbpSettings(thickness_px=height, device=device)
-    nz, ny, nx = settings.shape(alignment.image_size)
+    nz, ny, nx = settings.shape(alignment.aligned_size)
     volume = np.zeros((nz, ny, nx), dtype=np.float32)
     label = "inr-align: fbp, imod"
     with (
@@ -461,7 +464,7 @@ def _draw(staging: Path, series: TiltSeries, result: AlignResult, volume: NDArra
         figures.slices(volume, staging / f"{base}_slices.png", f"{base}: tomogram", series.pixel_size_A)
     elif result.density is not None and result.lattice is not None:
         voxel = result.lattice.spacing * result.working_bin * (series.pixel_size_A or 1.0)
-        half = [size / 2 / result.working_bin for size in alignment.image_size]
+        half = [size / 2 / result.working_bin for size in alignment.aligned_size]
         seen_x, seen_y = (
             np.abs(result.lattice.origin[axis] + result.lattice.spacing * np.arange(result.lattice.shape[axis])) <= h
             for axis, h in zip((1, 2), half, strict=True)
@@ -495,6 +498,7 @@ def _report(
         "thickness_nm": thickness * pixel / 10,
         "thickness_estimate_px": result.thickness_px,
         "tomogram_height_px": height,
+        "frame": frame_record(a),
         "levelling": result.levelling,
         "guard": None if guard is None else guard.as_dict(),
         "losses": [list(row) for row in result.losses],

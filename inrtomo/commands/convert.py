@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 import numpy as np
 
+from inrtomo.commands._aligned_stack import frame_row
 from inrtomo.commands._common import command, echo_defaults
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_record
 from inrtomo.io.convert import FORMATS, format_of, write_record
 from inrtomo.io.ctf import read_ctf
-from inrtomo.io.images import ImageList
+from inrtomo.io.images import ImageList, row_order_notes
 from inrtomo.io.mrc import read_header
 from inrtomo.io.names import safe_name
 from inrtomo.io.series_record import SeriesRecord
@@ -50,6 +51,7 @@ def main(source: Path, target: Path, form: str | None, stack: Path | None, ctf: 
         raise InputError(f"--ctf {ctf}: counts the images of a stack; give it with --stack")
     notes: list[str] = []
     series, size, pixel = _read_stack(stack, notes)
+    notes += [] if series is None else row_order_notes(series.stack)
     record = read_record(source, series if series is not None else size, notes)
     record = _completed(record, series, stack, pixel)
     if ctf is not None:
@@ -59,6 +61,7 @@ def main(source: Path, target: Path, form: str | None, stack: Path | None, ctf: 
     a = record.alignment
     rows: list[tuple[str, object, str]] = [
         ("images", f"{a.n_tilts}, {a.image_size[0]} x {a.image_size[1]} px", record.name),
+        frame_row(a),
         ("pixel size", "unknown" if a.pixel_size_A is None else f"{a.pixel_size_A:.4g} Å", ""),
         ("tilt angles", f"{a.tilt_deg.min():.2f} to {a.tilt_deg.max():.2f}°", "refined"),
         ("recorded angles", "unknown" if record.nominal_tilt_deg is None else "known", ""),

@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo import __version__
-from inrtomo.commands._aligned_stack import PIXEL_SIZE, AlignedStack, check_outputs, read_aligned_stack
+from inrtomo.commands._aligned_stack import (
+    PIXEL_SIZE,
+    AlignedStack,
+    check_outputs,
+    frame_record,
+    read_aligned_stack,
+)
 from inrtomo.commands._common import Progress, command, device_option, echo_defaults
 from inrtomo.device import choose
 from inrtomo.dose import RELATIVE_TO_300_KV
@@ -52,10 +58,11 @@ def main(
     """Write STACK aligned by ALIGNMENT: rotation, shift and local motion in one interpolation.
 
     STACK is the raw stack the alignment was made for, or any of its size: the odd or even frames, another filter.
-    ALIGNMENT is an inr-align folder, a .xf with its .tlt, or any other format inr-recon reads. Where an image has no
-    pixel the local mean goes on. Beside OUT.mrc come OUT.tlt (refined angles), OUT.rawtlt (recorded angles), OUT.xtilt
-    if the specimen is tilted about x, and OUT.json, which says how much of every section was seen. Excluded images
-    stay in the stack, so that sections keep their numbers; OUT.json lists them.
+    ALIGNMENT is an inr-align folder, a .xf with its .tlt, or any other format inr-recon reads. The sides of the images
+    are turned where the tilt axis lies nearer to x. Where an image has no pixel the local mean goes on. Beside OUT.mrc
+    come OUT.tlt (refined angles), OUT.rawtlt (recorded angles), OUT.xtilt if the specimen is tilted about x, and
+    OUT.json, which says how much of every section was seen. Excluded images stay in the stack, so that sections keep
+    their numbers; OUT.json lists them.
     """
     texts = [output.with_suffix(ending) for ending in (".tlt", ".rawtlt", ".xtilt", ".json")]
     check_outputs([output, *texts, *([mask] if mask else [])], overwrite, stack, alignment)
@@ -68,7 +75,7 @@ def main(
     given.sources.append(("device", computing.sentence, ""))
     echo_defaults(given.sources)
 
-    nx, ny = (n // binning for n in series.size)
+    nx, ny = (n // binning for n in aligned.aligned_size)
     if min(nx, ny) < 1:
         raise InputError(f"--bin {binning}: nothing is left of images of {series.size[0]} x {series.size[1]}")
     shape, voxel = (series.n_tilts, ny, nx), given.pixel_size_A * binning
@@ -78,7 +85,7 @@ def main(
     with ExitStack() as stacks:
         writer = stacks.enter_context(StackWriter(output, shape, 2, voxel, overwrite, label="inr-export: aligned"))
         masks = (
-            stacks.enter_context(StackWriter(mask, shape, 0, voxel, overwrite, label="inr-export: 1 where seen"))
+            stacks.enter_context(StackWriter(mask, shape, 1, voxel, overwrite, label="inr-export: 1 where seen"))
             if mask
             else None
         )
@@ -100,6 +107,7 @@ def main(
         "alignment": str(alignment),
         "bin": binning,
         "pixel_size_A": voxel,
+        "frame": frame_record(aligned),
         "excluded_tilts": [{"tilt": tilt, "reason": reason} for tilt, reason in sorted(aligned.excluded.items())],
         "seen_fraction": [round(value, 4) for value in seen],
         "mask": str(mask) if mask else None,

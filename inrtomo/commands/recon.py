@@ -77,7 +77,7 @@ MAY_DIFFER = {"stack", "alignment", "output", "memory", "device", "resume", "ove
         "--support",
         type=click.Path(path_type=Path),
         metavar="MASK.mrc",
-        help="sirt: no density where this volume, of the tomogram's size and orientation, is 0.",
+        help="sirt: density only where this volume, of the tomogram's size and orientation, is above 0.",
     ),
     click.option("--field", "field_kind", type=click.Choice(FIELDS), default=FIELDS[0], help="field: what holds it."),
     click.option(
@@ -101,9 +101,9 @@ def main(context: click.Context, /, **options: Any) -> None:
 
     STACK is the raw stack (all frames, odd or even) and ALIGNMENT an inr-align folder, a .xf with its .tlt (and
     .xtilt, _warp.xf), an Etomo folder, an .aln or BASE_align.json; or STACK is aligned and ALIGNMENT its .tlt.
-    The tomogram is as wide as the raw images and keeps their contrast. Beside OUT.mrc, OUT.json says how it was made
-    and OUT_live.png shows its central slices, while field fits and at the end. Ctrl-C, a full disk or a crash while it
-    fits leave OUT_checkpoint.npz, from which --resume goes on.
+    The tomogram is as wide as the raw images, their sides turned where the tilt axis lies nearer to x, and keeps their
+    contrast. Beside OUT.mrc, OUT.json says how it was made and OUT_live.png shows its central slices, while field fits
+    and at the end. Ctrl-C, a full disk or a crash while it fits leave OUT_checkpoint.npz, from which --resume goes on.
     """
     chosen = Options(**options)
     _check_combination(chosen, typed_options(context))

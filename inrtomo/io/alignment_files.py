@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
+from inrtomo.geometry import axis_angle, turned_size
 from inrtomo.io import etomo, imod, numbers
 from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.io.aretomo import read_aln_record
@@ -60,8 +61,9 @@ def write_alignment(
     for path in paths:
         check_output(path, overwrite)
     aligned, reconstruction = f"{base}_ali.mrc", f"{base}_full_rec.mrc"
-    newst = imod.newst_com(base, str(stack or f"{base}.mrc"), aligned)
-    tilt = imod.tilt_com(base, aligned, reconstruction, alignment.image_size, thickness_px, sorted(alignment.excluded))
+    size = alignment.aligned_size
+    newst = imod.newst_com(base, str(stack or f"{base}.mrc"), aligned, size if alignment.sides_turned else None)
+    tilt = imod.tilt_com(base, aligned, reconstruction, size, thickness_px, sorted(alignment.excluded))
     imod.write_xf(paths[0], alignment.linear, alignment.shift_px, overwrite)
     imod.write_angles(paths[1], alignment.tilt_deg, overwrite)
     imod.write_x_tilt(paths[2], alignment.x_tilt_deg, overwrite)
@@ -435,7 +437,7 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
         _check_same_linear(path, warp_path, linear, shift, warp_file)
         size = warp_file.size
     elif size is None:
-        size, pixel = _size_beside(path.parent, base.name, command)
+        size, pixel = _size_beside(path.parent, base.name, command, axis_angle(linear))
     if size is None:
         raise InputError(f"{path}: the size of its images is not known; put the stack {base.name}.mrc beside it")
     excluded: dict[int, str] = {}
@@ -512,9 +514,12 @@ def _read_com(path: Path, series: TiltSeries | tuple[int, int] | None, notes: li
 
 
 def _size_beside(
-    folder: Path, base: str, command: imod.CommandFile | None
+    folder: Path, base: str, command: imod.CommandFile | None, axis_deg: Array
 ) -> tuple[tuple[int, int] | None, float | None]:
-    """Size and pixel size of the raw images from the stack beside an ``.xf``, or their size from ``tilt.com``."""
+    """Size and pixel size of the raw images from the stack beside an ``.xf``, or their size from ``tilt.com``.
+
+    ``FULLIMAGE`` is turned as aligned images are; turned twice it is raw again.
+    """
     for suffix in STACK_SUFFIXES:
         stack = folder / (base + suffix)
         if suffix != ".ali" and stack.is_file():
@@ -522,5 +527,5 @@ def _size_beside(
             return (header.shape[2], header.shape[1]), header.pixel_size_A
     full = [] if command is None else command.numbers("FULLIMAGE", 2, quantity=numbers.SIZE_PX)
     if full:
-        return (int(full[0]), int(full[1])), None
+        return turned_size((int(full[0]), int(full[1])), axis_deg), None
     return None, None

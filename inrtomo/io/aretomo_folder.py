@@ -52,7 +52,8 @@ def write_aretomo_folder(
     if not len(a.included):
         raise InputError(f"{folder}: every image is excluded; nothing is left to write")
     raw = f"{base}.mrc" if layout == 2 else f"{record.name}.mrc" if stack is None else os.path.relpath(stack, folder)
-    newst = imod.newst_com(base, raw, f"{base}_ali.mrc").replace(f"{base}_warp.xf", f"{base}.xf")
+    turned = a.aligned_size if a.sides_turned else None
+    newst = imod.newst_com(base, raw, f"{base}_ali.mrc", turned).replace(f"{base}_warp.xf", f"{base}.xf")
     make_folder(folder)
     for file in files.values():
         check_output(file, overwrite)
@@ -79,7 +80,7 @@ def write_aretomo_folder(
     if record.thickness_px is None:
         notes.append(f"tilt.com: no thickness is known; THICKNESS is {DEFAULT_THICKNESS_PX} px")
     write_text(files["newst.com"], newst, overwrite)
-    tilt = imod.tilt_com(base, f"{base}_ali.mrc", f"{base}_rec.mrc", a.image_size, thickness, excluded)
+    tilt = imod.tilt_com(base, f"{base}_ali.mrc", f"{base}_rec.mrc", a.aligned_size, thickness, excluded)
     write_text(files["tilt.com"], tilt, overwrite)
     if record.exposure_e_A2 is None:
         notes.append(f"{folder.name}: the order of recording is not known, so there is no {base}_order_list.csv")

@@ -363,7 +363,7 @@ def _local_motion(
         notes.append(f"local alignments of {local.name} are not there; the global alignment is used")
         return None
     with_z = command.value("ZFACTORFILE") is not None
-    areas = read_local(local, alignment.n_tilts, alignment.image_size, alignment.pixel_size_A, with_z)
+    areas = read_local(local, alignment.n_tilts, alignment.aligned_size, alignment.pixel_size_A, with_z)
     warp, lost = warp_from_local(areas, alignment, tilt.thickness_px or 0.0, tilt.origin_px, tilt.axis_px)
     notes.append(
         f"local alignments of {local.name} are read at the middle of the specimen; what they say of depth is left out, "

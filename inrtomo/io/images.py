@@ -124,5 +124,17 @@ def open_images(source: str | Path | Sequence[str | Path]) -> ImageStack:
     return _open_file(path)
 
 
+def row_order_notes(stack: ImageStack) -> list[str]:
+    """At most one: that rows are turned over on reading, as IMOD does and programs that have no IMOD in them do not."""
+    parts = stack.parts if isinstance(stack, ImageList) else [stack]
+    turned = [part for part in parts if isinstance(part, MrcStack) and part.header.rows_from_top]
+    if not turned:
+        return []
+    return [
+        f"{turned[0].path}: its header says that rows go from the top, so they are turned over, as IMOD does; AreTomo, "
+        "RELION and Warp do not: for alignments of theirs, and for them, rewrite it first (IMOD: newstack)"
+    ]
+
+
 def _open_file(path: str | Path) -> ImageStack:
     return TiffStack(path) if Path(path).suffix.lower() in TIFF_SUFFIXES else MrcStack(path)

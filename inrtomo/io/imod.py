@@ -3,6 +3,9 @@
 Local alignments of ``tilt`` are in `inrtomo.io.imod_local`.
 
 Positions in these files are pixel indices of the aligned image; ours are centred, ``x = index - (n - 1) / 2``.
+The sides of the aligned image are those of the raw one turned where the tilt axis lies nearer to x: as Etomo does, at
+more than 45 degrees, in ``SizeToOutputInXandY`` and ``FULLIMAGE`` alike (its NewstParam and TiltParam). ``newstack``
+turns about the centres of both images. A warp file keeps the raw size: its grid is centred on the output by newstack.
 Shifts and warp vectors are in pixels of the raw, unbinned stack. Angles are in degrees.
 """
 
@@ -285,9 +288,8 @@ def _both_ways(control: Array, nodes: Array, half: float, interpolation: str) ->
 
 def half_view(alignment: Alignment) -> tuple[float, float]:
     """Half extents (x, y) of aligned space that the output image or the turned raw image reaches, px."""
-    size = np.array(alignment.image_size, dtype=np.float64)
-    turned = np.abs(alignment.linear) @ size
-    widest = np.maximum(turned.max(axis=0), size) / 2
+    turned = np.abs(alignment.linear) @ np.array(alignment.image_size, dtype=np.float64)
+    widest = np.maximum(turned.max(axis=0), alignment.aligned_size) / 2
     return float(widest[0]), float(widest[1])
 
 
@@ -322,20 +324,24 @@ def _padded(warp: LocalWarp) -> LocalWarp:
 # --- command files -------------------------------------------------------------------------------------------------
 
 
-def newst_com(base: str, stack: str, aligned: str) -> str:
+def newst_com(base: str, stack: str, aligned: str, turned_size: tuple[int, int] | None = None) -> str:
     """Text of ``newst.com``: resample ``stack`` through ``BASE_warp.xf`` into ``aligned``.
+
+    Args:
+        turned_size: (nx, ny) of the aligned stack where its sides are turned, raw px; by default those of the raw one.
 
     Raises:
         InputError: a name that would not be a value there.
     """
     for name in (base, stack, aligned):
         com_value(name, "newst.com")
+    size = "" if turned_size is None else f"SizeToOutputInXandY\t{turned_size[0]},{turned_size[1]}\n"
     return f"""# Make the aligned stack: submfg newst.com
 $newstack -StandardInput
 InputFile\t{stack}
 OutputFile\t{aligned}
 TransformFile\t{base}_warp.xf
-AdjustOrigin
+{size}AdjustOrigin
 TaperAtFill\t1,0
 BinByFactor\t1
 """
@@ -347,7 +353,7 @@ def tilt_com(
     """Text of ``tilt.com``: reconstruct from the aligned stack.
 
     Args:
-        size: (nx, ny) of the raw stack; thickness_px: of the slab, raw px.
+        size: (nx, ny) of the aligned stack, raw px; thickness_px: of the slab, raw px.
         excluded: views to leave out, counted from 0 (in the file they count from 1).
 
     Raises:

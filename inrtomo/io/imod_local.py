@@ -87,7 +87,7 @@ class LocalAlignments:
 def read_local(
     path: str | Path, n_tilts: int, size: tuple[int, int], pixel_size_A: float | None, with_z_factors: bool = True
 ) -> LocalAlignments:
-    """Read a file of local alignments for ``n_tilts`` views of images (nx, ny), in their pixels.
+    """Read a file of local alignments for ``n_tilts`` views of aligned images (nx, ny), in their pixels.
 
     Args:
         with_z_factors: whether the reconstruction uses Z factors; without, they are left alone as ``tilt`` does.
@@ -152,7 +152,7 @@ def warp_from_local(
         axis_px: see `LocalAlignments.observed`.
     """
     origin = np.array(origin_px)
-    nx, ny = alignment.image_size
+    nx, ny = alignment.aligned_size
     half_x, half_y = half_view(alignment)
     x, y = np.linspace(-half_x, half_x, WARP_NODES), np.linspace(-half_y, half_y, WARP_NODES)
     u = np.stack(np.meshgrid(x, y), axis=-1)
@@ -202,7 +202,8 @@ def write_local(path: str | Path, alignment: Alignment, thickness_px: float, ove
     local, fit = fitted_local(alignment, thickness_px)
     nx, ny = (int(round(v)) for v in (len(local.x), len(local.y)))
     first = [
-        round(nodes[0] + centre_index(n) + 1) for nodes, n in zip((local.x, local.y), alignment.image_size, strict=True)
+        round(nodes[0] + centre_index(n) + 1)
+        for nodes, n in zip((local.x, local.y), alignment.aligned_size, strict=True)
     ]
     step = [round(nodes[1] - nodes[0]) for nodes in (local.x, local.y)]
     pixel = alignment.pixel_size_A or 0.0
@@ -219,7 +220,7 @@ def write_local(path: str | Path, alignment: Alignment, thickness_px: float, ove
 def fitted_local(alignment: Alignment, thickness_px: float) -> tuple[LocalAlignments, LocalFit]:
     """Areas with linear patches that follow the warp through a slab, and their error over the included images."""
     best: tuple[LocalAlignments, LocalFit] | None = None
-    points = _slab(alignment.image_size, (29, 31), thickness_px)
+    points = _slab(alignment.aligned_size, (29, 31), thickness_px)
     truth = [_seen(alignment, int(m), points) for m in alignment.included]
     for areas in AREAS:
         local = _fit(alignment, areas, thickness_px)
@@ -242,7 +243,7 @@ def _area_centres(size: int, areas: int) -> Array:
 
 
 def _slab(size: tuple[int, int], counts: tuple[int, int], thickness_px: float) -> Array:
-    """Points ``(n, 3)`` of a slab as wide as the images."""
+    """Points ``(n, 3)`` of a slab as wide as the aligned images."""
     x, y = (np.linspace(-n / 2, n / 2, k) for n, k in zip(size, counts, strict=True))
     z = np.array([-0.5, 0.0, 0.5]) * thickness_px
     return np.stack(np.meshgrid(x, y, z), axis=-1).reshape(-1, 3)
@@ -250,7 +251,7 @@ def _slab(size: tuple[int, int], counts: tuple[int, int], thickness_px: float) -
 
 def _fit(alignment: Alignment, areas: int, thickness_px: float) -> LocalAlignments:
     """Least squares over a slab: sums over areas of weight x (matrix u + shift), which is linear in what is sought."""
-    size, n = alignment.image_size, alignment.n_tilts
+    size, n = alignment.aligned_size, alignment.n_tilts
     x, y = _area_centres(size[0], areas), _area_centres(size[1], areas)
     count = int(np.ceil(SAMPLES * areas)) + 3
     points = _slab(size, (count, count), thickness_px)

@@ -5,6 +5,14 @@ truncated or damaged file is common and the memory its header asks for can be an
 
 Format: Cheng et al. 2015 (MRC2014) with IMOD's additions (``mrc_format.txt`` of IMOD): mode 6, the stamp that says
 whether bytes are signed, and the extended headers of SerialEM and FEI.
+
+**Rows** are numbered as IMOD reads them, from the bottom. A file without IMOD's stamp has its first row at the top if
+its extended header is FEI's and its version 20140, or if ``mapr`` is -2 (IMOD's ``mrcfiles.c``, ``mrc_head_read``, of
+4.10 and later); its rows are turned over here. AreTomo, RELION and Warp leave them as they are.
+
+**Bytes** (mode 0) with IMOD's stamp are 0 to 255: signed ones are stored less 128. Without it minimum and maximum in
+the header tell signed from unsigned (``readBytesSigned`` of IMOD's ``b3dutil.c``). IMOD adds 128 to these signed ones
+as well; here they keep their zero, as MRC2014 has it, unless all of them are negative.
 """
 
 from __future__ import annotations
@@ -29,11 +37,28 @@ F32 = NDArray[np.float32]
 
 HEADER_BYTES = 1024
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+WRITABLE_MODES = (1, 2, 6, 12)
+"""Not bytes: programs differ in whether they are signed."""
+OTHER_MODES = {
+    3: " (complex numbers, a Fourier transform)",
+    4: " (complex numbers, a Fourier transform)",
+    16: " (colours)",
+    101: " (4-bit pixels, two to a byte)",
+}
 IMOD_STAMP = 1146047817
-IMOD_STAMP_OFFSET, IMOD_FLAGS_OFFSET = 152, 156
+IMOD_STAMP_OFFSET = 152
+"""Two integers: the stamp, and flags."""
 SERIALEM_OFFSET = 128
 """Two shorts: bytes a section and what they hold (SerialEM), or numbers of integers and reals a section (Agard)."""
-SIGNED_BYTES_FLAG = 1
+SIGNED_BYTES_FLAG, PACKED_FLAG = 1, 16
+BYTE_OFFSET = 128
+"""What IMOD takes off bytes that it stores signed."""
+UPRIGHT, FROM_THE_TOP = (1, 2, 3), (1, -2, 3)
+"""Columns, rows, sections = x, y, z; rows of the second run downwards."""
+FEI_FROM_THE_TOP = 20140
+"""Version of the format in which files with FEI's extended header have their first row at the top."""
+FEI_BYTES = 131072
+"""Of FEI's extended header before MRC2014: 1024 sections of 32 reals."""
 SERIALEM_FIELD_BYTES = {1: 2, 2: 6, 4: 4, 8: 2, 16: 2, 32: 4}
 SERIALEM_TILT_FLAG = 1
 PIXEL_SIZE_RANGE_A = (0.01, 10000.0)
@@ -49,6 +74,9 @@ class MrcHeader:
         shape: (sections, rows, columns).
         dtype: of one pixel, with the byte order of the file.
         offset: bytes before the first pixel.
+        byte_offset: to be added to pixels, 0 or `BYTE_OFFSET`.
+        rows_from_top: whether the first row of a section is its top one.
+        axes: which of x, y, z (1, 2, 3) columns, rows and sections are.
         pixel_size_A: along x, or None when the header has none that makes sense.
         tilt_deg: stage tilt of every section from the extended header, or None.
         labels: lines left by the programs that wrote the file, oldest first.
@@ -58,6 +86,9 @@ class MrcHeader:
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     offset: int
+    byte_offset: int
+    rows_from_top: bool
+    axes: tuple[int, int, int]
     pixel_size_A: float | None
     tilt_deg: Array | None
     labels: tuple[str, ...]
@@ -75,6 +106,11 @@ class MrcStack:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.header = read_header(path)
+        if self.header.axes != UPRIGHT:
+            raise InputError(
+                f"{path}: its axes are in the order {self.header.axes}; rewrite it with columns, rows, sections = "
+                "x, y, z"
+            )
         self.shape = self.header.shape
         self.pixel_size_A = self.header.pixel_size_A
         self.tilt_deg = self.header.tilt_deg
@@ -83,22 +119,26 @@ class MrcStack:
         return self.shape[0]
 
     def image(self, index: int) -> F32:
-        """Section ``index`` as float32 ``(ny, nx)``, pixels as they are in the file (NaN included)."""
+        """Section ``index`` as float32 ``(ny, nx)``, bottom row first, values as they are meant (NaN included)."""
         n, ny, nx = self.shape
         if not 0 <= index < n:
             raise IndexError(f"{self.path} has sections 0 to {n - 1}, not {index}")
         return self.rows(index, 0, ny)
 
     def rows(self, index: int, first: int, count: int) -> F32:
-        """Rows ``first`` to ``first + count - 1`` of a section, float32 ``(count, nx)``."""
+        """Rows ``first`` to ``first + count - 1`` of a section, from its bottom, float32 ``(count, nx)``."""
         _, ny, nx = self.shape
         dtype = self.header.dtype
-        start = self.header.offset + ((index * ny) + first) * nx * dtype.itemsize
+        stored = ny - first - count if self.header.rows_from_top else first
+        start = self.header.offset + ((index * ny) + stored) * nx * dtype.itemsize
         with open(self.path, "rb") as file:
             pixels = np.fromfile(file, dtype=dtype, count=count * nx, offset=start)
         if len(pixels) != count * nx:
             raise InputError(f"{self.path}: became shorter while it was read; copy it again")
-        return pixels.reshape(count, nx).astype(np.float32)
+        values = pixels.reshape(count, nx).astype(np.float32)
+        if self.header.byte_offset:
+            values += self.header.byte_offset
+        return np.ascontiguousarray(values[::-1]) if self.header.rows_from_top else values
 
     def read(self) -> F32:
         """All sections, float32 ``(n, ny, nx)``."""
@@ -118,9 +158,21 @@ def open_stack(path: str | Path) -> MrcStack:
 
 
 def read_volume(path: str | Path) -> tuple[F32, float | None]:
-    """A whole file as float32 ``[z, y, x]`` and its pixel size (Å) or None."""
-    stack = MrcStack(path)
-    return stack.read(), stack.pixel_size_A
+    """A whole file as float32 ``[z, y, x]``, whatever order its axes are stored in, and its pixel size (Å) or None."""
+    header = read_header(path)
+    if header.axes == UPRIGHT:
+        stack = MrcStack(path)
+        return stack.read(), stack.pixel_size_A
+    stored = np.fromfile(path, header.dtype, int(np.prod(header.shape)), offset=header.offset).reshape(header.shape)
+    order = [header.axes[::-1].index(axis) for axis in (3, 2, 1)]
+    return np.ascontiguousarray(stored.transpose(order), dtype=np.float32) + header.byte_offset, header.pixel_size_A
+
+
+def zero_of_mask(stack: MrcStack) -> float:
+    """What a mask's voxels outside have: 0, or the lowest byte where one written by IMOD has lost the stamp."""
+    signed = stack.header.dtype.kind == "i" and stack.header.dtype.itemsize == 1 and not stack.header.byte_offset
+    lowest = min(float(stack.image(k).min()) for k in range(len(stack))) if signed else 0.0
+    return lowest if lowest == -BYTE_OFFSET else 0.0
 
 
 def read_header(path: str | Path) -> MrcHeader:
@@ -133,19 +185,24 @@ def read_header(path: str | Path) -> MrcHeader:
         raise InputError(f"{path}: has {length} bytes, less than an MRC header; copy it again")
     header, order = _in_byte_order(raw, path)
     nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
+    stamp, flags = (int(v) for v in np.frombuffer(raw, dtype=order + "i4", count=2, offset=IMOD_STAMP_OFFSET))
+    stamped = stamp == IMOD_STAMP
+    if mode == 0 and stamped and flags & PACKED_FLAG:
+        mode = 101
     if mode not in MODES:
-        raise InputError(f"{path}: is MRC mode {mode}; convert it to mode 0, 1, 2, 6 or 12 (IMOD: newstack -mode 2)")
+        raise InputError(
+            f"{path}: is MRC mode {mode}{OTHER_MODES.get(mode, '')}; convert it to mode 1, 2, 6 or 12 "
+            "(IMOD: newstack -mode 2)"
+        )
     if min(nx, ny, nz) < 1:
         raise InputError(f"{path}: its header gives the size {nx} x {ny} x {nz}; copy it again or repair the header")
-    axes = tuple(int(header[name]) for name in ("mapc", "mapr", "maps"))
-    if axes not in ((1, 2, 3), (0, 0, 0)):
-        raise InputError(f"{path}: its axes are in the order {axes}; rewrite it with columns, rows, sections = x, y, z")
+    axes, from_top = _axes(header, stamped, path)
     extended = int(header["nsymbt"])
     if extended < 0:
         raise InputError(f"{path}: its header gives an extended header of {extended} bytes; repair the header")
-    dtype = np.dtype(order + MODES[mode])
-    if mode == 0 and _bytes_are_unsigned(raw, header, order):
-        dtype = np.dtype("u1")
+    dtype, byte_offset = np.dtype(order + MODES[mode]), 0
+    if mode == 0:
+        dtype, byte_offset = _bytes(header, stamped, flags)
     offset = HEADER_BYTES + extended
     section = nx * ny * dtype.itemsize
     if offset + section * nz > length:
@@ -160,7 +217,8 @@ def read_header(path: str | Path) -> MrcHeader:
     labels = _labels(header)
     # a volume may keep the extended header of the stack it was made from
     images = _is_stack(header) or (tilt is not None and order_in(labels) is None)
-    return MrcHeader((nz, ny, nx), dtype, offset, _pixel_size(header) or pixel, tilt, labels, images)
+    pixel = _pixel_size(header) or pixel
+    return MrcHeader((nz, ny, nx), dtype, offset, byte_offset, from_top, axes, pixel, tilt, labels, images)
 
 
 def _in_byte_order(raw: bytes, path: Path) -> tuple[Any, str]:
@@ -173,12 +231,31 @@ def _in_byte_order(raw: bytes, path: Path) -> tuple[Any, str]:
     raise InputError(f"{path}: is not an MRC file; convert it, or check the name")
 
 
-def _bytes_are_unsigned(raw: bytes, header: Any, order: str) -> bool:
-    """Whether mode 0 means 0..255: IMOD's stamp decides; a file without one is signed unless its maximum cannot be."""
-    stamp, flags = np.frombuffer(raw, dtype=order + "i4", count=2, offset=IMOD_STAMP_OFFSET)
-    if stamp == IMOD_STAMP:
-        return not flags & SIGNED_BYTES_FLAG
-    return float(header["dmin"]) >= 0 and float(header["dmax"]) > 127
+def _axes(header: Any, stamped: bool, path: Path) -> tuple[tuple[int, int, int], bool]:
+    """Axes of columns, rows and sections, and whether rows are stored from the top (see this module's text).
+
+    Numbers that cannot be axes are taken for x, y, z, as IMOD does.
+    """
+    axes = int(header["mapc"]), int(header["mapr"]), int(header["maps"])
+    fei = bytes(header["exttyp"]).startswith(b"FEI") and int(header["nversion"]) == FEI_FROM_THE_TOP
+    if not stamped and axes == FROM_THE_TOP:
+        return UPRIGHT, True
+    if min(axes) < 0 or max(axes) > 4:
+        raise InputError(f"{path}: its axes are in the order {axes}; rewrite it with columns, rows, sections = x, y, z")
+    if sorted(axes) != sorted(UPRIGHT):
+        axes = UPRIGHT
+    return axes, fei and not stamped and axes == UPRIGHT
+
+
+def _bytes(header: Any, stamped: bool, flags: int) -> tuple[np.dtype[Any], int]:
+    """Type of mode 0, and what is to be added (see this module's text)."""
+    signed, unsigned = np.dtype("i1"), np.dtype("u1")
+    if stamped:
+        return (signed, BYTE_OFFSET) if flags & SIGNED_BYTES_FLAG else (unsigned, 0)
+    low, high = float(header["dmin"]), float(header["dmax"])
+    if not low < 0 or (high >= 128 and -low <= high - 128):
+        return unsigned, 0
+    return signed, BYTE_OFFSET if high < 0 else 0
 
 
 def _is_stack(header: Any) -> bool:
@@ -211,6 +288,8 @@ def _extended_header(
     first, second = (int(v) for v in np.frombuffer(raw, dtype=order + "i2", count=2, offset=SERIALEM_OFFSET))
     if first < 0 or second < 0:
         return None, None
+    if (first, second) == (128, 32) and (len(block) == FEI_BYTES or bytes(header["label"][0]).startswith(b"Fei ")):
+        first = 0  # FEI's mistake, which IMOD knows too: bytes for the number of integers
     fields = sum(size for flag, size in SERIALEM_FIELD_BYTES.items() if second & flag)
     if kind != b"AGAR" and first > 0 and fields == first:
         if not second & SERIALEM_TILT_FLAG or len(block) < first * sections:
@@ -261,7 +340,7 @@ class StackWriter:
     Args:
         path: of the file; an existing one raises InputError unless ``overwrite``.
         shape: (sections, rows, columns).
-        mode: 0 (int8), 1 (int16), 2 (float32), 6 (uint16) or 12 (float16); integers are rounded and clipped.
+        mode: 1 (int16), 2 (float32), 6 (uint16) or 12 (float16); integers are rounded and clipped.
         pixel_size_A: Å, along all axes; None leaves the cell empty.
         volume: whether the sections are slices of a volume (``ispg`` 1) or images of a stack (``ispg`` 0).
         origin: of the header, Å (x, y, z).
@@ -280,8 +359,8 @@ class StackWriter:
         origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
         label: str = "",
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"cannot write MRC mode {mode}; use one of {sorted(MODES)}")
+        if mode not in WRITABLE_MODES:
+            raise ValueError(f"cannot write MRC mode {mode}; use one of {WRITABLE_MODES}")
         self.path, self.shape, self.mode = Path(path), shape, mode
         self.pixel_size_A, self.overwrite, self.volume, self.origin, self.label = (
             pixel_size_A,
@@ -370,12 +449,7 @@ class StackWriter:
         header["machst"] = (0x44, 0x44, 0, 0)
         header["label"][0] = self.label.encode("ascii", "replace")[:80] or LABEL
         header["nlabl"] = 1
-        raw = bytearray(header.tobytes())
-        if self.mode == 0:
-            raw[IMOD_STAMP_OFFSET : IMOD_FLAGS_OFFSET + 4] = np.array(
-                [IMOD_STAMP, SIGNED_BYTES_FLAG], dtype="<i4"
-            ).tobytes()
-        return bytes(raw)
+        return header.tobytes()
 
 
 def write_volume(

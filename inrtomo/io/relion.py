@@ -566,7 +566,8 @@ def _complete_others(path: Path, overview: Table, notes: list[str]) -> None:
 def tomogram_size(record: SeriesRecord) -> tuple[int, int, int]:
     """(x, y, z) of a tomogram that holds what the untilted image shows, raw px, even."""
     a = record.alignment
-    flattest = int(np.argmin(np.abs(a.tilt_deg)))
+    used = a.included if len(a.included) else np.arange(a.n_tilts)
+    flattest = int(used[np.argmin(np.abs(a.tilt_deg[used]))])
     wide = np.abs(Rigid.part_of(a).linear[flattest]) @ np.array(a.image_size, dtype=np.float64)
     thick = record.thickness_px or THICKNESS_OF_WIDTH * min(a.image_size)
     x, y, z = (2 * int(np.ceil(side / 2 - 1e-6)) for side in (*wide, thick))

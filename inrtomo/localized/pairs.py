@@ -205,13 +205,13 @@ def measured_pair(image: Callable[[int], NDArray], alignment: Alignment, referen
     Raises:
         InputError: the reference is not over the view, or shows nothing that the tilts show.
     """
-    nx, ny = alignment.image_size
+    nx, ny = alignment.aligned_size
     bin = max(1, round(nx / reference.shape[2]))
     if reference.shape[1:] != (ny // bin, nx // bin):
         across, along = reference.shape[2], reference.shape[1]
         raise InputError(
-            f"is {across} x {along} voxels across, and images of {nx} x {ny} px make {nx // bin} x {ny // bin}; "
-            "give a volume over the whole view, of the orientation that --orientation says"
+            f"is {across} x {along} voxels across, and aligned images of {nx} x {ny} px make {nx // bin} x "
+            f"{ny // bin}; give a volume over the whole view, of the orientation that --orientation says"
         )
     tilts = prepared_tilts(Source("", image, alignment), bin, PrepareSettings(polarity=polarity, restore=False))
     volume = fbp_volume(tilts.images, tilts.alignment, reference.shape[0], "ramp")

@@ -234,7 +234,7 @@ def filtered_tilts(
         weight: ``(n_tilts, ny, nx)``: where 0, pixels say nothing (dead borders, masked gold); they are filled.
         device: what reads them.
     """
-    nx, ny = alignment.image_size
+    nx, ny = alignment.aligned_size
     x_tilt = np.deg2rad(alignment.x_tilt_deg)
     rise = int(np.ceil(np.abs(np.sin(x_tilt)).max(initial=0) * height / 2))
     border_y = rise + max(s.reach for s in SCALES) // 2

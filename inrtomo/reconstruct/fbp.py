@@ -61,9 +61,9 @@ class FbpSettings:
     memory_bytes: int = DEFAULT_MEMORY
     device: str = "cpu"
 
-    def shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
-        """Voxels ``(nz, ny, nx)`` of the volume of a series with raw images ``(nx, ny)``."""
-        return volume_shape(image_size, self.thickness_px, self.bin)
+    def shape(self, aligned_size: tuple[int, int]) -> tuple[int, int, int]:
+        """Voxels ``(nz, ny, nx)`` of the volume of a series with aligned images ``(nx, ny)``."""
+        return volume_shape(aligned_size, self.thickness_px, self.bin)
 
 
 def fbp_volume(
@@ -81,11 +81,11 @@ def fbp_volume(
         thickness_px: height of the volume, raw px.
 
     Returns:
-        density per raw px; x, y size of the raw images divided by ``bin``.
+        density per raw px; x, y size `Alignment.aligned_size` divided by ``bin``.
     """
     radial = RadialFilter(filter) if isinstance(filter, str) else filter
     settings = FbpSettings(thickness_px, radial, bin)
-    nz, ny, nx = settings.shape(alignment.image_size)
+    nz, ny, nx = settings.shape(alignment.aligned_size)
     volume = np.empty((nz, ny, nx), dtype=np.float32)
     with filtered_lines(lambda i: np.asarray(images[i]), alignment, settings) as lines:
         for rows in ranges(0, ny, ROWS_AT_A_TIME):
@@ -110,7 +110,7 @@ def fbp_sections(
         scratch_folder: where filtered lines go that do not fit in memory (the system's temporary folder if None).
         report: called with the fraction of the work done.
     """
-    nz, ny, nx = settings.shape(alignment.image_size)
+    nz, ny, nx = settings.shape(alignment.aligned_size)
     by_rows = orientation == "imod"
     across = ny if by_rows else nz
     section_bytes = 4 * nx * (nz if by_rows else ny)
@@ -141,12 +141,12 @@ def filtered_lines(
     """Weighted aligned lines of every tilt that is not excluded; the scratch file is gone when the block ends."""
     tilts = alignment.included
     bin = settings.bin
-    nz, ny, nx = settings.shape(alignment.image_size)
+    nz, ny, nx = settings.shape(alignment.aligned_size)
     x_tilt = np.deg2rad(alignment.x_tilt_deg[tilts])
     rise = int(np.ceil(np.abs(np.sin(x_tilt)).max(initial=0) * nz / 2)) + SPLINE_MARGIN if x_tilt.any() else 0
     # lines reach as far as any voxel is seen and half as far again, where they have settled to the image's mean
     reach = int(np.ceil(np.hypot(nx, nz / np.cos(x_tilt).min(initial=1.0)) / 2)) + 2
-    frame = Frame.of(alignment.image_size, bin, (reach - nx // 2 + nx // 4, rise + (BIN_MARGIN if bin > 1 else 0)))
+    frame = Frame.of(alignment.aligned_size, bin, (reach - nx // 2 + nx // 4, rise + (BIN_MARGIN if bin > 1 else 0)))
     length = nx + 2 * frame.border[0]
     weights = settings.filter.weights(alignment.tilt_deg[tilts], length, nz) / bin
     weights = _compensated(weights, length).astype(np.float32)

@@ -286,7 +286,7 @@ class FieldFit(JointFit):
         recording: Recording,
     ) -> None:
         self.alignment, self.options, self.number, self.recording = alignment, settings, number, recording
-        nx, ny = alignment.image_size
+        nx, ny = alignment.aligned_size
         nz = max(1, round(thickness_px))
         self.shape = nz, ny, nx
         self.slab_px = nz + 2 * max(LEAST_MARGIN, round(SLAB_MARGIN * nz))

@@ -122,7 +122,7 @@ def refined(
     bound = memory_bytes / 4 if device == "cpu" else memory_bytes
     settings = JointSettings(schedule=schedule, memory_bytes=bound, seed=seed, device=device, shared=shared)
     # the slope along y stays in the fit's frame
-    slab = thickness_px + abs(np.tan(np.deg2rad(alignment.x_tilt_deg[0]))) * alignment.image_size[1]
+    slab = thickness_px + abs(np.tan(np.deg2rad(alignment.x_tilt_deg[0]))) * alignment.aligned_size[1]
 
     def watch(first: float, share: float) -> Callable[[JointFit], None]:
         return lambda fit: on_step(first + share * fit.fraction_done, fit.losses[-1][0], fit.losses[-1][2])

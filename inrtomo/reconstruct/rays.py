@@ -73,7 +73,7 @@ class Rays:
         self.tilt_deg = np.asarray(alignment.tilt_deg, dtype=np.float64)
         self.x_tilt_deg = common_x_tilt(alignment)
         nx, ny = image_size
-        self.shape = volume_shape(image_size, thickness_px, bin)
+        self.shape = volume_shape(alignment.aligned_size, thickness_px, bin)
         x, y = (centred_coordinates(n // bin) * bin + (n // bin * bin - n) / 2 for n in (nx, ny))
         at_x, at_y = (np.unique(np.append(np.arange(0, len(p), COARSE_STEP), len(p) - 1)) for p in (x, y))
         u, v = self._aligned(alignment, x[at_x], y[at_y], "cpu")

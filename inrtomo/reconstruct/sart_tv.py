@@ -64,7 +64,7 @@ def sart_tv_volume(
 ) -> F32:
     """Volume ``[z, y, x]`` of a tilt series, density per raw px; arguments as for `sirt.sirt_volume`."""
     settings = settings or SartTvSettings()
-    shape = volume_shape(alignment.image_size, thickness_px, settings.bin)
+    shape = volume_shape(alignment.aligned_size, thickness_px, settings.bin)
     return joined(sart_tv_slabs(images, weight, alignment, thickness_px, settings, report), shape)
 
 

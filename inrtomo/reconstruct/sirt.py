@@ -72,7 +72,7 @@ def sirt_volume(
         InputError: memory too small, or an x-tilt that varies.
     """
     settings = settings or SirtSettings()
-    shape = volume_shape(alignment.image_size, thickness_px, settings.bin)
+    shape = volume_shape(alignment.aligned_size, thickness_px, settings.bin)
     return joined(sirt_slabs(images, weight, alignment, thickness_px, settings, report), shape)
 
 

@@ -16,9 +16,9 @@ Slab = tuple[range, F32]
 """Rows y of a volume and what it holds there, ``[z, rows, x]``."""
 
 
-def volume_shape(image_size: tuple[int, int], thickness_px: float, bin: int) -> tuple[int, int, int]:
-    """Voxels ``(nz, ny, nx)`` of ``bin`` raw px over the view of raw images ``(nx, ny)`` and a thickness (raw px)."""
-    nx, ny = image_size
+def volume_shape(aligned_size: tuple[int, int], thickness_px: float, bin: int) -> tuple[int, int, int]:
+    """Voxels ``(nz, ny, nx)`` of ``bin`` raw px over aligned images ``(nx, ny)`` and a thickness (raw px)."""
+    nx, ny = aligned_size
     return max(1, round(thickness_px / bin)), ny // bin, nx // bin
 
 

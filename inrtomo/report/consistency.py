@@ -92,8 +92,7 @@ def consistency_of(image: Callable[[int], F32], alignment: Alignment, thickness_
     small = scaled(alignment, 1 / bin_, (nx, ny))
     use = alignment.included
     use = use[np.argsort(alignment.tilt_deg[use], kind="stable")]
-    if abs(np.cos(np.deg2rad(np.median(alignment.rotation_deg[use])))) < np.sqrt(0.5):
-        nx, ny = ny, nx
+    nx, ny = small.aligned_size
     x, y = centred_coordinates(nx), centred_coordinates(ny)
     frames = np.empty((len(use), ny, nx), dtype=np.float32)
     for frame, m in zip(frames, map(int, use), strict=True):

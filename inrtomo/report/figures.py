@@ -111,7 +111,7 @@ def residuals(alignment: Alignment, residual_px: Array, path: str | Path, title:
 def warp_arrows(alignment: Alignment, path: str | Path, tilts: Sequence[int] | None = None, title: str = "") -> Path:
     """Local motion over the field of view of up to nine tilts (evenly spread unless named), arrows enlarged alike."""
     shown = list(_spread(alignment.included, 9) if tilts is None else tilts)
-    half = np.array(alignment.image_size) / 2
+    half = np.array(alignment.aligned_size) / 2
     x, y = (np.linspace(-h, h, ARROW_GRID) for h in half)
     vectors = np.zeros((len(shown), ARROW_GRID, ARROW_GRID, 2))
     if alignment.warp is not None:

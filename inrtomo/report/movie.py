@@ -56,7 +56,7 @@ def make_movie(image: Callable[[int], F32], alignment: Alignment) -> Movie:
     small = scaled(alignment, 1 / bin_, _binned(alignment.image_size, bin_))
     axis = float(np.median(alignment.rotation_deg[alignment.included]))
     turned = Alignment.identity(small.tilt_deg, small.image_size, axis)
-    x, y = (centred_coordinates(n) for n in _frame_size(small, axis))
+    x, y = (centred_coordinates(n) for n in small.aligned_size)
     tilts = np.argsort(alignment.tilt_deg, kind="stable")
     frames: tuple[list[bytes], list[bytes]] = ([], [])
     profiles: tuple[list[F32], list[F32]] = ([], [])
@@ -75,12 +75,6 @@ def make_movie(image: Callable[[int], F32], alignment: Alignment) -> Movie:
 
 def _binned(size: tuple[int, int], bin_: int) -> tuple[int, int]:
     return size[0] // bin_, size[1] // bin_
-
-
-def _frame_size(alignment: Alignment, axis_deg: float) -> tuple[int, int]:
-    """Columns and rows of a frame: those of the images, or swapped where the axis lies nearer to their x."""
-    nx, ny = alignment.image_size
-    return (nx, ny) if abs(np.cos(np.deg2rad(axis_deg))) >= np.sqrt(0.5) else (ny, nx)
 
 
 def _jpeg(values: F32, low: float, high: float) -> bytes:

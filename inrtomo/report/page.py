@@ -304,7 +304,7 @@ def _local_motion(a: Alignment, tilt: int) -> float:
     """Longest arrow of the picture of local motion: over the field of view, not over the whole grid of nodes."""
     if a.warp is None:
         return 0.0
-    x, y = (np.linspace(-n / 2, n / 2, figures.ARROW_GRID) for n in a.image_size)
+    x, y = (np.linspace(-n / 2, n / 2, figures.ARROW_GRID) for n in a.aligned_size)
     return float(np.linalg.norm(a.warp.on_lattice(tilt, x, y), axis=-1).max())
 
 
@@ -411,8 +411,10 @@ def _open_tomogram(path: Path, run: Run) -> _Tomogram:
     data: NDArray[Any] = np.memmap(
         stack.path, dtype=stack.header.dtype, mode="r", offset=stack.header.offset, shape=stack.shape
     )
+    if stack.header.rows_from_top:
+        data = data[:, ::-1]
     volume = data[:, ::-1].transpose(1, 0, 2) if stack.shape[1] < stack.shape[0] else data
-    voxel_px = run.alignment.image_size[0] / volume.shape[2]
+    voxel_px = run.alignment.aligned_size[0] / volume.shape[2]
     if stack.pixel_size_A and run.alignment.pixel_size_A:
         voxel_px = stack.pixel_size_A / run.alignment.pixel_size_A
     return _Tomogram(path.name, volume, voxel_px)
@@ -431,7 +433,7 @@ def _draw_density(
         what = "spread of the sections"
     elif (field_path := run.beside("_field.npz")) is not None:
         voxel_px = -(-max(run.alignment.image_size) // DENSITY_PX)
-        nx, ny = run.alignment.image_size
+        nx, ny = run.alignment.aligned_size
         height = int(run.values.get("tomogram_height_px") or 1.3 * run.thickness_px)
         shape = (max(1, height // voxel_px), ny // voxel_px, nx // voxel_px)
         volume = PlacedField.load(field_path).volume(shape, voxel_px * np.eye(3))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment, LocalWarp
-from inrtomo.geometry import axis_rotation
+from inrtomo.geometry import axis_rotation, turned_size
 from inrtomo.simulate.settings import SimulationSettings
 
 Array = NDArray[np.float64]
@@ -61,9 +61,7 @@ def true_alignment(
 
 def aligned_view(settings: SimulationSettings) -> tuple[int, int]:
     """Size (x, y) of the field of view along the specimen's axes: swapped when the tilt axis lies along raw x."""
-    nx, ny = settings.size
-    lies = abs(np.sin(np.deg2rad(settings.axis_deg))) > np.sqrt(0.5)
-    return (ny, nx) if lies else (nx, ny)
+    return turned_size(settings.size, settings.axis_deg)
 
 
 def random_warp(settings: SimulationSettings, tilt_deg: Array, rng: np.random.Generator) -> LocalWarp:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -13,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from inrtomo.errors import InputError
 from inrtomo.geometry import centred_coordinates
+from inrtomo.io.mrc import read_volume
 from inrtomo.simulate.acquisition import aligned_view
 from inrtomo.simulate.settings import SimulationSettings
 
@@ -47,9 +47,9 @@ def make_specimen(settings: SimulationSettings, rng: np.random.Generator) -> Spe
     """Fill a slab. A wide one is twice as long as the view along x and 16 px longer on each side along y."""
     view_x, view_y = aligned_view(settings)
     shape_y, shape_x = (view_y + 2 * WIDE_ROWS_PX, 2 * view_x) if settings.wide else (view_y, view_x)
-    # a whole number of voxels between specimen and raw image on each side, so that cropping keeps the origin
-    shape_x += (shape_x - settings.size[0]) % 2
-    shape_y += (shape_y - settings.size[1]) % 2
+    # a whole number of voxels between specimen and view on each side, so that cropping keeps the origin
+    shape_x += (shape_x - view_x) % 2
+    shape_y += (shape_y - view_y) % 2
     about_y, about_x = np.deg2rad(settings.slab_tilt_deg)
     normal = np.array([np.sin(about_y) * np.cos(about_x), -np.sin(about_x), np.cos(about_y) * np.cos(about_x)])
     rise = (abs(normal[0]) * shape_x + abs(normal[1]) * shape_y + settings.thickness_px) / normal[2]
@@ -69,8 +69,8 @@ def make_specimen(settings: SimulationSettings, rng: np.random.Generator) -> Spe
 
 
 def view_of(specimen: Specimen, settings: SimulationSettings) -> F32:
-    """The specimen ``[z, ny, nx]`` over an area of the raw image's size around the origin (zero where it ends)."""
-    nx, ny = settings.size
+    """The specimen ``[z, ny, nx]`` over the field of view (`aligned_view`) around the origin (zero where it ends)."""
+    nx, ny = aligned_view(settings)
     out = np.zeros((specimen.density.shape[0], ny, nx), dtype=np.float32)
     source, target = [], []
     for have, want in zip(specimen.density.shape[1:], (ny, nx), strict=True):
@@ -233,12 +233,8 @@ def _read_densities(folder: Path) -> list[F32]:
     """Every MRC of a folder, clipped at 0, divided by its own maximum, cut to its solid part."""
     templates = []
     for path in sorted(Path(folder).glob("*.mrc")) + sorted(Path(folder).glob("*.map")):
-        try:
-            with mrcfile.open(path, permissive=True) as file:
-                data = np.asarray(file.data, dtype=np.float32)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path}: cannot be read as MRC ({error}); remove or repair it") from error
-        if data.ndim != 3 or not np.isfinite(data).all() or data.max() <= 0:
+        data, _ = read_volume(path)
+        if not np.isfinite(data).all() or data.max() <= 0:
             raise InputError(f"{path}: not a density (3-D, finite, somewhere positive); remove it from the folder")
         templates.append(_compact(np.maximum(data, 0) / data.max()))
     if not templates:
