@@ -11,7 +11,7 @@ import numpy as np
 
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
-from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.alignment_files import read_record
 from inrtomo.io.files import check_output
 from inrtomo.io.imod import read_x_tilt
 from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
@@ -23,12 +23,16 @@ PIXEL_SIZE = click.option("--pixel-size", type=float, metavar="A", help="Å per 
 
 @dataclass(frozen=True)
 class AlignedStack:
-    """A tilt series, its alignment in its own pixels, and where things were found (what, value, source)."""
+    """A tilt series, its alignment in its own pixels, and where things were found (what, value, source).
+
+    ``thickness_px`` is that of the tomogram which the alignment's file says, raw px, or None.
+    """
 
     series: TiltSeries
     alignment: Alignment
     pixel_size_A: float
     sources: list[tuple[str, object, str]]
+    thickness_px: float | None = None
 
 
 def read_aligned_stack(
@@ -50,6 +54,7 @@ def read_aligned_stack(
         raise InputError(f"{alignment_path}: no such file; check the name")
     series = _open(stack, alignment_path, pixel_size_A, aligned_already)
     notes: list[str] = []
+    thickness_px: float | None = None
     if aligned_already:
         alignment = Alignment.identity(series.tilt_deg, series.size)
         x_tilt = alignment_path.with_suffix(".xtilt")
@@ -58,7 +63,8 @@ def read_aligned_stack(
             notes.append(f"x-tilt from {x_tilt}")
         notes.append("the stack is taken as aligned already")
     else:
-        alignment = read_alignment(alignment_path, series, notes)
+        record = read_record(alignment_path, series, notes)
+        alignment, thickness_px = record.alignment, record.thickness_px
     pixel = series.pixel_size_A or alignment.pixel_size_A
     if pixel is None:
         raise InputError(f"{stack}: its header has no pixel size; give {pixel_size_named}")
@@ -78,7 +84,7 @@ def read_aligned_stack(
         reasons = "; ".join(f"{tilt}: {reason}" for tilt, reason in sorted(excluded.items()))
         sources.append(("left out", ", ".join(map(str, sorted(excluded))), reasons))
     sources += [("note", note, "") for note in notes]
-    return AlignedStack(series, alignment, pixel, sources)
+    return AlignedStack(series, alignment, pixel, sources, thickness_px)
 
 
 def _open(stack: Path, alignment_path: Path, pixel_size_A: float | None, aligned_already: bool) -> TiltSeries:

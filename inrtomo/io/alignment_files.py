@@ -424,7 +424,7 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     n = len(tilt)
     linear, shift = imod.read_xf(path, n)
     x_tilt = etomo.x_tilts_of(command, x_tilt_file, n, notes)
-    project = base.with_suffix(".edf")
+    project = etomo.project_of(path.parent, base.name)
     warp_path = base.with_name(base.name + "_warp.xf")
     warp_file = imod.read_warp(warp_path, n) if warp_path.is_file() else None
     size, pixel = _size_of(series), None
@@ -437,8 +437,8 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     if size is None:
         raise InputError(f"{path}: the size of its images is not known; put the stack {base.name}.mrc beside it")
     excluded: dict[int, str] = {}
-    if command is None and project.is_file():
-        excluded = {view: "left out in Etomo" for view in imod.etomo_excluded_views(project) if 0 <= view < n}
+    if command is None and project is not None:
+        excluded = {view: "left out in Etomo" for view in imod.etomo_excluded_views(*project) if 0 <= view < n}
     alignment = Alignment(
         tilt_deg=tilt,
         linear=warp_file.linear if warp_file else linear,
