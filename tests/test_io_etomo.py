@@ -190,7 +190,7 @@ def test_views_in_use(tmp_path: Path, lines: dict[str, str], excluded: list[int]
         ({"INCLUDE": "1-8"}, r"tilt\.com: line 23: INCLUDE: names view 8 of 7"),
         ({"EXCLUDELIST": "0"}, r"tilt\.com: line 23: EXCLUDELIST: names view 0 of 7"),
         ({"SHIFT": "1 2 3"}, r"tilt\.com: line 22: SHIFT: '1 2 3' is not 1 or 2 numbers"),
-        ({"OFFSET": "120.0"}, r"tilt\.com.*OFFSET: 120 is not a tilt angle"),
+        ({"OFFSET": "120.0"}, r"tilt\.com: line 21: OFFSET: 120.0 is not a tilt angle"),
     ],
 )
 def test_what_cannot_be(tmp_path: Path, lines: dict[str, str], said: str) -> None:

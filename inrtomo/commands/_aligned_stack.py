@@ -11,6 +11,7 @@ import numpy as np
 
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
+from inrtomo.io import numbers
 from inrtomo.io.alignment_files import read_record
 from inrtomo.io.files import check_output
 from inrtomo.io.imod import read_x_tilt
@@ -126,9 +127,10 @@ def thickness_beside(alignment_path: Path, base: str, pixel_size_A: float) -> tu
             continue
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.get("thickness_nm"):
-            return float(values["thickness_nm"]), str(file)
+            return numbers.check(values["thickness_nm"], f"{file}: thickness_nm", numbers.THICKNESS_NM), str(file)
         if values.get("thickness_px"):
-            return float(values["thickness_px"]) * pixel_size_A / 10, str(file)
+            px = numbers.check(values["thickness_px"], f"{file}: thickness_px", numbers.THICKNESS_PX)
+            return px * pixel_size_A / 10, str(file)
     return None
 
 

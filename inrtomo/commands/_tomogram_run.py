@@ -19,7 +19,7 @@ from inrtomo.align.pipeline import peak_memory_bytes
 from inrtomo.align.prepare import PrepareSettings, prepare
 from inrtomo.alignment import Alignment
 from inrtomo.commands._aligned_stack import AlignedStack, check_outputs, read_aligned_stack, thickness_beside
-from inrtomo.commands._common import Progress, echo_defaults
+from inrtomo.commands._common import PLAIN_NUMBER, Progress, echo_defaults
 from inrtomo.commands._tomogram_options import DEFAULT_MEMORY_GIB, DEFAULT_THICKNESS_NM, TomogramOptions
 from inrtomo.ctf import Defoci
 from inrtomo.device import Device, memory_bound, peak_device_bytes
@@ -197,10 +197,9 @@ def underfocus_um(ctf: str, named: str = "--ctf") -> float | None:
     Raises:
         InputError: it is none.
     """
-    try:
-        microns = float(ctf)
-    except ValueError:
+    if not PLAIN_NUMBER.fullmatch(ctf.strip()):
         return None
+    microns = float(ctf)
     if not 0.1 <= microns <= 20:
         raise InputError(f"{named} {ctf}: must be from 0.1 to 20 um of underfocus, or a file")
     return microns

@@ -371,14 +371,17 @@ def _read_json(path: Path) -> SeriesRecord:
         images = whole.get("images")
         thickness = whole.get("thickness_px")
         if thickness is None and alignment.pixel_size_A and whole.get("thickness_nm"):
-            thickness = float(whole["thickness_nm"]) * 10 / alignment.pixel_size_A
+            nm = numbers.check(whole["thickness_nm"], f"{path}: thickness_nm", numbers.THICKNESS_NM)
+            thickness = nm * 10 / alignment.pixel_size_A
+        if thickness is not None:
+            numbers.check(thickness, f"{path}: thickness_px", numbers.THICKNESS_PX)
         return SeriesRecord(
             alignment,
             str(whole.get("name") or series_name(path)),
             nominal,
             exposure,
             tuple(map(str, images)) if isinstance(images, list) and len(images) == alignment.n_tilts else None,
-            float(thickness) if thickness and np.isfinite(float(thickness)) and float(thickness) > 0 else None,
+            float(thickness) if thickness else None,
         )
     except KeyError as error:
         raise InputError(f"{path}: holds no alignment ({error} is missing); give BASE_align.json") from None

@@ -226,7 +226,7 @@ def read_tilt_com(command: CommandFile, n: int) -> TiltCom:
     """
     offset = command.numbers("OFFSET", 1, 2) or [0.0]
     shift = command.numbers("SHIFT", 1, 2) or [0.0]
-    numbers.check(offset[0], f"{command.path}: OFFSET", numbers.TILT)
+    numbers.check(offset[0], f"{numbers.where(command.path, command.value('OFFSET') or '')}: OFFSET", numbers.TILT)
     unit = length_unit(command)
     offset, shift = [*offset, 0.0], [*shift, 0.0]
     return TiltCom(

@@ -99,6 +99,7 @@ QUANTITIES = {
     "rlnMicrographPreExposure": numbers.DOSE,
     "rlnTomoTiltSeriesPixelSize": numbers.PIXEL_SIZE,
     "rlnMicrographPixelSize": numbers.PIXEL_SIZE,
+    **dict.fromkeys(DEFORMATION_SIZES, numbers.Quantity("a number of nodes", "", 0, 1e4, whole=True)),
     "rlnTomoSizeX": numbers.SIZE_PX,
     "rlnTomoSizeY": numbers.SIZE_PX,
     "rlnTomoSizeZ": numbers.SIZE_PX,
