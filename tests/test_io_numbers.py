@@ -187,6 +187,8 @@ def test_a_decimal_comma_is_one_in_every_format(tmp_path: Path, write: Callable[
         (json_file, '"image_size"', '"x_tilt_deg": [0, 0, 99], "image_size"', "image 2.*tilt about the x axis"),
         (json_file, '"image_size"', '"excluded": {"7": "dark"}, "image_size"', "image 7 of 3"),
         (json_file, '"image_size"', '"pixel_size_A": -2, "image_size"', "-2 is not a pixel size"),
+        (json_file, '"image_size"', '"thickness_px": NaN, "image_size"', "thickness_px: nan is not a thickness"),
+        (star, "ts\n_rln", "ts\n_rlnTomoSizeZ 20.5\n_rln", "line 4: rlnTomoSizeZ: '20.5' is not a size"),
         (json_file, "[2,2]", "[2,20000]", "image 1.*not a shift"),
     ],
 )

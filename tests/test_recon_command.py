@@ -437,7 +437,7 @@ def test_a_checkpoint_of_something_else_is_refused(inr: Inr, series: Path, short
         (("--ctf-hand", -1), ("--ctf-hand", "--ctf FILE")),
         (("--bin", 40), ("--bin 40", "2 x 2")),
         (("--thickness", 100000), ("--thickness", "100000 nm")),
-        (("--thickness", "inf"), ("--thickness", "inf nm")),
+        (("--thickness", "inf"), ("--thickness", "'inf' is not a number")),
         (("--method", "sirt", "--subsets", 22), ("--subsets 22", "21 tilts")),
         (("--method", "sirt", "--subsets", 11, "--halves"), ("--subsets 11", "10 tilts of a half")),
         (("--voltage", 200), ("--voltage", "--ctf")),

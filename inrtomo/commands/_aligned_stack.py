@@ -12,7 +12,8 @@ import numpy as np
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.geometry import sides_turned
-from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io import numbers
+from inrtomo.io.alignment_files import read_record
 from inrtomo.io.files import check_output
 from inrtomo.io.images import row_order_notes
 from inrtomo.io.imod import read_x_tilt
@@ -25,12 +26,16 @@ PIXEL_SIZE = click.option("--pixel-size", type=float, metavar="A", help="Å per 
 
 @dataclass(frozen=True)
 class AlignedStack:
-    """A tilt series, its alignment in its own pixels, and where things were found (what, value, source)."""
+    """A tilt series, its alignment in its own pixels, and where things were found (what, value, source).
+
+    ``thickness_px`` is that of the tomogram which the alignment's file says, raw px, or None.
+    """
 
     series: TiltSeries
     alignment: Alignment
     pixel_size_A: float
     sources: list[tuple[str, object, str]]
+    thickness_px: float | None = None
 
 
 def read_aligned_stack(
@@ -52,6 +57,7 @@ def read_aligned_stack(
         raise InputError(f"{alignment_path}: no such file; check the name")
     series = _open(stack, alignment_path, pixel_size_A, aligned_already)
     notes = row_order_notes(series.stack)
+    thickness_px: float | None = None
     if aligned_already:
         alignment = Alignment.identity(series.tilt_deg, series.size)
         x_tilt = alignment_path.with_suffix(".xtilt")
@@ -60,7 +66,8 @@ def read_aligned_stack(
             notes.append(f"x-tilt from {x_tilt}")
         notes.append("the stack is taken as aligned already")
     else:
-        alignment = read_alignment(alignment_path, series, notes)
+        record = read_record(alignment_path, series, notes)
+        alignment, thickness_px = record.alignment, record.thickness_px
     pixel = series.pixel_size_A or alignment.pixel_size_A
     if pixel is None:
         raise InputError(f"{stack}: its header has no pixel size; give {pixel_size_named}")
@@ -81,7 +88,7 @@ def read_aligned_stack(
         reasons = "; ".join(f"{tilt}: {reason}" for tilt, reason in sorted(excluded.items()))
         sources.append(("left out", ", ".join(map(str, sorted(excluded))), reasons))
     sources += [("note", note, "") for note in notes]
-    return AlignedStack(series, alignment, pixel, sources)
+    return AlignedStack(series, alignment, pixel, sources, thickness_px)
 
 
 def frame_row(alignment: Alignment) -> tuple[str, object, str]:
@@ -137,9 +144,10 @@ def thickness_beside(alignment_path: Path, base: str, pixel_size_A: float) -> tu
             continue
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.get("thickness_nm"):
-            return float(values["thickness_nm"]), str(file)
+            return numbers.check(values["thickness_nm"], f"{file}: thickness_nm", numbers.THICKNESS_NM), str(file)
         if values.get("thickness_px"):
-            return float(values["thickness_px"]) * pixel_size_A / 10, str(file)
+            px = numbers.check(values["thickness_px"], f"{file}: thickness_px", numbers.THICKNESS_PX)
+            return px * pixel_size_A / 10, str(file)
     return None
 
 

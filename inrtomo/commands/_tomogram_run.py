@@ -25,7 +25,7 @@ from inrtomo.commands._aligned_stack import (
     read_aligned_stack,
     thickness_beside,
 )
-from inrtomo.commands._common import Progress, echo_defaults
+from inrtomo.commands._common import PLAIN_NUMBER, Progress, echo_defaults
 from inrtomo.commands._tomogram_options import DEFAULT_MEMORY_GIB, DEFAULT_THICKNESS_NM, TomogramOptions
 from inrtomo.ctf import Defoci
 from inrtomo.device import Device, memory_bound, peak_device_bytes
@@ -204,10 +204,9 @@ def underfocus_um(ctf: str, named: str = "--ctf") -> float | None:
     Raises:
         InputError: it is none.
     """
-    try:
-        microns = float(ctf)
-    except ValueError:
+    if not PLAIN_NUMBER.fullmatch(ctf.strip()):
         return None
+    microns = float(ctf)
     if not 0.1 <= microns <= 20:
         raise InputError(f"{named} {ctf}: must be from 0.1 to 20 um of underfocus, or a file")
     return microns
@@ -242,7 +241,7 @@ def _thickness_nm(o: TomogramOptions, given: AlignedStack) -> float:
             raise InputError(f"--thickness {o.thickness:g}: must be positive; give nm")
         found = o.thickness, "--thickness"
     beside = thickness_beside(o.alignment, given.series.name, given.pixel_size_A)
-    found = found or beside or (DEFAULT_THICKNESS_NM, "default")
+    found = found or beside or _of_the_alignment(o, given) or (DEFAULT_THICKNESS_NM, "default")
     if found[0] > LARGEST_THICKNESS_NM:
         raise InputError(
             f"{found[1]}: a thickness of {found[0]:g} nm is more than electrons pass ({LARGEST_THICKNESS_NM:g}); "
@@ -250,6 +249,12 @@ def _thickness_nm(o: TomogramOptions, given: AlignedStack) -> float:
         )
     given.sources.append(("thickness", f"{found[0]:.4g} nm", found[1]))
     return found[0]
+
+
+def _of_the_alignment(o: TomogramOptions, given: AlignedStack) -> tuple[float, str] | None:
+    """Thickness (nm) of the tomogram that another program's alignment is for, where it can be that of a sample."""
+    nm = (given.thickness_px or 0.0) * given.pixel_size_A / 10
+    return (nm, str(o.alignment)) if 0 < nm <= LARGEST_THICKNESS_NM else None
 
 
 def without_unusable(given: AlignedStack, device: str) -> AlignedStack:

@@ -16,6 +16,7 @@ from inrtomo import __version__
 from inrtomo.alignment import Alignment
 from inrtomo.commands._common import TILT_LIST, command, echo_defaults
 from inrtomo.errors import InputError
+from inrtomo.io import numbers
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.files import atomic_path, check_output, make_folder
 
@@ -100,9 +101,10 @@ def _thickness(option_nm: float | None, a: Alignment, b: Alignment, *paths: Path
         for file in sorted(path.glob("*_align.json")) if path.is_dir() else [path] * (path.suffix == ".json"):
             values = json.loads(file.read_text(encoding="utf-8"))
             if values.get("thickness_px"):
-                return float(values["thickness_px"]), str(file)
+                return numbers.check(values["thickness_px"], f"{file}: thickness_px", numbers.THICKNESS_PX), str(file)
             if values.get("thickness_nm") and pixel is not None:
-                return float(values["thickness_nm"]) * 10 / pixel, str(file)
+                nm = numbers.check(values["thickness_nm"], f"{file}: thickness_nm", numbers.THICKNESS_NM)
+                return nm * 10 / pixel, str(file)
     return DEFAULT_THICKNESS * min(b.image_size), f"{DEFAULT_THICKNESS:g} of the shorter image side"
 
 

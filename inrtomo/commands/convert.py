@@ -20,6 +20,18 @@ from inrtomo.io.names import safe_name
 from inrtomo.io.series_record import SeriesRecord
 from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
 
+EXPLAINED = ("etomo", "imod", "aretomo", "relion5", "warp", "mdoc", "json")
+"""Formats whose reader is explained; their tables are in `inrtomo.io.explained`."""
+
+
+def _explain(context: click.Context, param: click.Parameter, name: str | None) -> None:
+    """Print what is taken of a format, and end."""
+    if name is not None and not context.resilient_parsing:
+        from inrtomo.io.explained import text
+
+        click.echo(text(name))
+        context.exit()
+
 
 @command("inr-convert", context_settings={"show_default": True})
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
@@ -28,6 +40,14 @@ from inrtomo.tiltseries import NoAnglesError, TiltSeries, open_tilt_series
 @click.option("--stack", type=click.Path(path_type=Path), help="Raw stack: image size, pixel size, recorded angles.")
 @click.option("--ctf", type=click.Path(path_type=Path), help="For RELION: CTFFIND's, AreTomo's or IMOD's defocus file.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option(
+    "--explain",
+    type=click.Choice(EXPLAINED),
+    is_eager=True,
+    expose_value=False,
+    callback=_explain,
+    help="Print what is taken of a format's files and what is not, and end.",
+)
 def main(source: Path, target: Path, form: str | None, stack: Path | None, ctf: Path | None, overwrite: bool) -> None:
     """Convert the alignment IN to OUT, local motion included.
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inrtomo import __version__
-from inrtomo.commands._common import command, device_option, echo_defaults, typed_options
+from inrtomo.commands._common import PLAIN_NUMBER, command, device_option, echo_defaults, typed_options
 from inrtomo.commands._volume_pair import Pair, as_images, as_volumes, read_mask, read_pair
 from inrtomo.device import choose
 from inrtomo.errors import InputError
@@ -272,11 +272,7 @@ def _tilt_angles(given: str) -> tuple[F64, bool]:
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return PLAIN_NUMBER.fullmatch(text.strip()) is not None
 
 
 def _relion_mask(result: VolumeFsc, mask: str) -> dict[str, object]:

@@ -375,14 +375,17 @@ def _read_json(path: Path) -> SeriesRecord:
         images = whole.get("images")
         thickness = whole.get("thickness_px")
         if thickness is None and alignment.pixel_size_A and whole.get("thickness_nm"):
-            thickness = float(whole["thickness_nm"]) * 10 / alignment.pixel_size_A
+            nm = numbers.check(whole["thickness_nm"], f"{path}: thickness_nm", numbers.THICKNESS_NM)
+            thickness = nm * 10 / alignment.pixel_size_A
+        if thickness is not None:
+            numbers.check(thickness, f"{path}: thickness_px", numbers.THICKNESS_PX)
         return SeriesRecord(
             alignment,
             str(whole.get("name") or series_name(path)),
             nominal,
             exposure,
             tuple(map(str, images)) if isinstance(images, list) and len(images) == alignment.n_tilts else None,
-            float(thickness) if thickness and np.isfinite(float(thickness)) and float(thickness) > 0 else None,
+            float(thickness) if thickness else None,
         )
     except KeyError as error:
         raise InputError(f"{path}: holds no alignment ({error} is missing); give BASE_align.json") from None
@@ -428,7 +431,7 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     n = len(tilt)
     linear, shift = imod.read_xf(path, n)
     x_tilt = etomo.x_tilts_of(command, x_tilt_file, n, notes)
-    project = base.with_suffix(".edf")
+    project = etomo.project_of(path.parent, base.name)
     warp_path = base.with_name(base.name + "_warp.xf")
     warp_file = imod.read_warp(warp_path, n) if warp_path.is_file() else None
     size, pixel = _size_of(series), None
@@ -441,8 +444,8 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     if size is None:
         raise InputError(f"{path}: the size of its images is not known; put the stack {base.name}.mrc beside it")
     excluded: dict[int, str] = {}
-    if command is None and project.is_file():
-        excluded = {view: "left out in Etomo" for view in imod.etomo_excluded_views(project) if 0 <= view < n}
+    if command is None and project is not None:
+        excluded = {view: "left out in Etomo" for view in imod.etomo_excluded_views(*project) if 0 <= view < n}
     alignment = Alignment(
         tilt_deg=tilt,
         linear=warp_file.linear if warp_file else linear,

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
-from inrtomo.io import numbers
+from inrtomo.io import keys, numbers
 from inrtomo.io.files import read_text, write_text
+from inrtomo.io.keys import Section, left_out, no_matter, taken
 from inrtomo.io.numbers import Quantity
 from inrtomo.io.rigid import (
     GAUSSIAN,
@@ -45,9 +46,30 @@ HEADER = {
     "Thickness": (numbers.THICKNESS_PX,),
 }
 """Lines ``# KEY = values`` and what their values are."""
+ALN = Section(
+    "NAME.aln",
+    (
+        *taken("size and number of the raw images, dark ones included", "RawSize"),
+        *taken("image left out as dark, with its recorded angle", "DarkFrame"),
+        *taken("TILT less the recorded angle", "AlphaOffset"),
+        *taken("px of the tomogram, where none is given", "Thickness"),
+        *taken("image of a row", "SEC"),
+        *taken("tilt axis from y, degrees", "ROT"),
+        *taken("px by which the image is moved", "TX", "TY"),
+        *taken("refined tilt angle", "TILT"),
+        *taken("patches: a Gaussian mean over those that are good", "Local Alignment"),
+        *left_out("a tilt about x that AreTomo found and did not apply", "BetaOffset", usual=("0",)),
+        *left_out("magnification of the images", "GMAG", usual=("1",)),
+        *left_out("scale of the grey values", "SMEAN", "SFIT", "SCALE", usual=("1",)),
+        *left_out("offset of the grey values", "BASE", usual=("0",)),
+        *no_matter("patches of an image, counted in the local section", "NumPatches"),
+    ),
+    "said to be left out",
+)
+COLUMNS = ("SEC", "ROT", "GMAG", "TX", "TY", "SMEAN", "SFIT", "SCALE", "BASE", "TILT")
 SHIFTS = (numbers.SHIFT_PX, numbers.SHIFT_PX)
 ROW = (SECTION, numbers.AXIS, MAGNIFICATION, *SHIFTS, *[numbers.ANY] * 4, numbers.TILT)
-"""SEC ROT GMAG TX TY SMEAN SFIT SCALE BASE TILT."""
+"""What the numbers in `COLUMNS` are."""
 LOCAL_ROW = (SECTION, SECTION, *SHIFTS, *SHIFTS, numbers.ANY)
 """Row, patch, centre, shift, whether it is good."""
 MOST_PATCHES = 12
@@ -82,8 +104,7 @@ def read_aln_record(
         raise InputError(f"{path}: has {len(aln.rows)} rows for a stack of {total} images; give another file")
     index, base = _stack_indices(aln, total, path, notes)
     notes.append(f"{name}: sections count from {base}")
-    if aln.beta_offset:
-        notes.append(f"{name}: BetaOffset {aln.beta_offset:g} is not part of the alignment and left out")
+    notes += _left_out(aln, name)
     rotation, offset = np.full(total, float(np.median(aln.rows[:, 1]))), np.zeros((total, 2))
     tilt, nominal = np.zeros(total), np.zeros(total)
     rotation[index], offset[index] = aln.rows[:, 1], aln.rows[:, 3:5]
@@ -187,12 +208,13 @@ def _local_lines(grid: LocalGrid, rigid: Rigid, rows: list[int], size: tuple[int
 
 @dataclass
 class _Aln:
-    """Parts of the file: ``rows`` (kept, 10), ``local`` (patches of all rows, 7), ``dark`` section -> nominal tilt."""
+    """Parts of the file: ``rows`` (kept, 10), ``local`` (patches of all rows, 7), ``dark`` section -> nominal tilt,
+    ``header`` last value of every key."""
 
     raw_size: tuple[int, ...] = ()
     dark: dict[int, float] = field(default_factory=dict)
+    header: dict[str, str] = field(default_factory=dict)
     alpha_offset: float = 0.0
-    beta_offset: float = 0.0
     thickness_px: float | None = None
     rows: Array = field(default_factory=lambda: np.zeros((0, len(ROW))))
     local: Array = field(default_factory=lambda: np.zeros((0, len(LOCAL_ROW))))
@@ -210,6 +232,8 @@ def _parse(path: str | Path) -> _Aln:
             key, equals, value = line.lstrip("# ").partition("=")
             key = key.strip()
             in_local |= key.startswith("Local Alignment")
+            if equals:
+                aln.header[key] = value.strip()
             if equals and key in HEADER:
                 words = _as_many(value.split(), len(HEADER[key]), at)
                 values = [numbers.read(*word) for word in zip(words, [at] * len(words), HEADER[key], strict=True)]
@@ -219,8 +243,6 @@ def _parse(path: str | Path) -> _Aln:
                     aln.dark[int(values[1])] = values[2]
                 elif key == "AlphaOffset":
                     aln.alpha_offset = values[0]
-                elif key == "BetaOffset":
-                    aln.beta_offset = values[0]
                 elif key == "Thickness":
                     aln.thickness_px = values[0] or None
         elif line:
@@ -234,6 +256,20 @@ def _parse(path: str | Path) -> _Aln:
     aln.rows = np.array(rows)
     aln.local = np.array(local).reshape(-1, len(LOCAL_ROW))
     return aln
+
+
+def _left_out(aln: _Aln, name: str) -> list[str]:
+    """Sentences on what the file says and the alignment does not hold."""
+    found = aln.header | {column: [f"{v:g}" for v in aln.rows[:, k]] for k, column in enumerate(COLUMNS)}
+    said = keys.sentences(name, found, ALN.keys)
+    said += [f"{name}: {key} is not known here and left out" for key in aln.header if key not in ALN.names.values()]
+    patches = int(sum(numbers.read_list(aln.header.get("NumPatches", ""), f"{name}: NumPatches")))
+    if len(aln.local) and patches and len(aln.local) != patches * len(aln.rows):
+        said.append(
+            f"{name}: has {len(aln.local)} rows of local alignment for {len(aln.rows)} images of {patches} patches; "
+            "those that are there are used"
+        )
+    return said
 
 
 def _as_many(words: list[str], count: int, at: str) -> list[str]:

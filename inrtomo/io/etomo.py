@@ -142,6 +142,14 @@ FILES = Section(
 # --- finding com files ---------------------------------------------------------------------------------------------
 
 
+def project_of(folder: Path, base: str) -> tuple[Path, str] | None:
+    """Etomo's project file and the axis in it; of two axes it has a name without the letter."""
+    for name, axis in ((base, "A"), (base[:-1], base[-1:].upper())):
+        if name and axis in ("A", "B") and (folder / f"{name}.edf").is_file():
+            return folder / f"{name}.edf", axis
+    return None
+
+
 def tilt_command(folder: Path, base: str, notes: list[str] | None = None) -> CommandFile | None:
     """The ``tilt.com`` of this base in a folder (Etomo names it ``tilta.com`` for the first of two axes).
 
@@ -218,7 +226,7 @@ def read_tilt_com(command: CommandFile, n: int) -> TiltCom:
     """
     offset = command.numbers("OFFSET", 1, 2) or [0.0]
     shift = command.numbers("SHIFT", 1, 2) or [0.0]
-    numbers.check(offset[0], f"{command.path}: OFFSET", numbers.TILT)
+    numbers.check(offset[0], f"{numbers.where(command.path, command.value('OFFSET') or '')}: OFFSET", numbers.TILT)
     unit = length_unit(command)
     offset, shift = [*offset, 0.0], [*shift, 0.0]
     return TiltCom(
@@ -389,13 +397,13 @@ def sentences(command: CommandFile | None, folder: Path, base: str, excluded: Co
             del found["WIDTH"]
         if "LOCALFILE" in found or not _any_z_factor(command):
             found.pop("ZFACTORFILE", None)  # those of a local file are read, and their effect is said
-        said += keys.sentences(command.path.name, found.items(), TILT.keys)
+        said += keys.sentences(command.path.name, found, TILT.keys)
         known = {key.name for key in TILT.keys}
         unknown = (name for name in found if name not in known and name.isalnum())
         said += [f"{command.path.name}: {name} is not known here and left out" for name in unknown]
     newst = newst_command(folder, base)
     if newst is not None:
-        said += keys.sentences(newst.path.name, newst.last_values().items(), NEWST.keys)
+        said += keys.sentences(newst.path.name, newst.last_values(), NEWST.keys)
         transforms = Path(newst.value("TransformFile") or "").name
         if transforms not in ("", f"{base}.xf", f"{base}_warp.xf"):
             said.append(f"{newst.path.name}: TransformFile {transforms} is left out, {base}.xf is read")
@@ -417,15 +425,15 @@ def _not_aligned(folder: Path, base: str, excluded: Collection[int]) -> list[str
         if Path(command.value("OutputTiltFile") or f"{base}.tlt").stem == base and listed:
             views = [view - 1 for view in parse_list(listed, f"{numbers.where(command.path, listed)}: ExcludeList")]
             used = list_text([view + 1 for view in views if view not in excluded])
-            return keys.sentences(name, [("ExcludeList", used)], ALIGN.keys)
+            return keys.sentences(name, {"ExcludeList": used}, ALIGN.keys)
     return []
 
 
 def _project(folder: Path, base: str, command: CommandFile | None, excluded: Collection[int]) -> list[str]:
     """Views that Etomo's project leaves out, where ``tilt.com``, which counts more, uses them."""
-    path = folder / f"{base}.edf"
-    if command is None or not path.is_file():
+    project = project_of(folder, base)
+    if command is None or project is None:
         return []
-    used = [view + 1 for view in etomo_excluded_views(path) if view not in excluded]
-    said = f"{path.name}: leaves out view {list_text(used)}, which {command.path.name} takes, and so does this"
+    used = [view + 1 for view in etomo_excluded_views(*project) if view not in excluded]
+    said = f"{project[0].name}: leaves out view {list_text(used)}, which {command.path.name} takes, and so does this"
     return [said] if used else []

@@ -451,9 +451,9 @@ def _full_name(name: str, names: Mapping[str, str]) -> str:
     return longer.pop() if len(longer) == 1 else name
 
 
-def etomo_excluded_views(path: str | Path) -> list[int]:
-    """Views that Etomo's project file (``.edf``) leaves out of the first axis, counted from 0."""
-    key = "Setup.AxisA.ExcludeProjections="
+def etomo_excluded_views(path: str | Path, axis: str = "A") -> list[int]:
+    """Views that Etomo's project file (``.edf``) leaves out of an axis, ``A`` or ``B``, counted from 0."""
+    key = f"Setup.Axis{axis}.ExcludeProjections="
     values = [line.removeprefix(key) for line in read_text(path).splitlines() if line.startswith(key)]
     return [view - 1 for view in parse_list(",".join(values), f"{path}: {key[:-1]}")]
 

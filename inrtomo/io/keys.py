@@ -7,7 +7,7 @@ is passed over without a word, and it is the table that ``inr-convert --explain`
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from inrtomo.io.numbers import NUMBER
@@ -63,18 +63,27 @@ def no_matter(meaning: str, *names: str) -> tuple[Key, ...]:
     return tuple(Key(name, Fate.NO_MATTER, meaning) for name in names)
 
 
-def sentences(file: str, found: Iterable[tuple[str, str]], keys: Iterable[Key]) -> list[str]:
-    """A sentence for every key of a file that is left out.
+def sentences(file: str, found: Mapping[str, str | Sequence[str]], keys: Iterable[Key]) -> list[str]:
+    """A sentence for every key of a file that is left out; one for all columns that have the same meaning.
 
     Args:
-        file: its name; found: keys as the table spells them, with their values.
+        file: its name; found: keys as the table spells them, with the value, or with the values of a column.
     """
-    known = {key.name: key for key in keys}
-    said = []
-    for name, value in found:
-        key = known.get(name)
-        if key is not None and key.fate is Fate.LEFT_OUT and not _is_usual(value, key.usual):
-            said.append(f"{file}: {' '.join(f'{name} {value}'.split())} is left out: {key.meaning}")
+    said, columns = [], dict[str, list[str]]()
+    for key in keys:
+        value = found.get(key.name)
+        if key.fate is not Fate.LEFT_OUT or value is None:
+            continue
+        values = [value] if isinstance(value, str) else value
+        if all(_is_usual(one, key.usual) for one in values):
+            continue
+        if isinstance(value, str):
+            said.append(f"{file}: {' '.join(f'{key.name} {value}'.split())} is left out: {key.meaning}")
+        else:
+            columns.setdefault(key.meaning, []).append(key.name)
+    for meaning, names in columns.items():
+        is_or_are = "is" if len(names) == 1 else "are"
+        said.append(f"{file}: {', '.join(names)} {is_or_are} left out: {meaning}")
     return said
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from inrtomo.errors import InputError
 from inrtomo.io import numbers
 from inrtomo.io.files import read_text
+from inrtomo.io.keys import Section, no_matter, taken
 from inrtomo.io.numbers import Word
 
 Array = NDArray[np.float64]
@@ -29,6 +30,23 @@ NUMBERS = {
 }
 """Keys of a section that hold a number, and what it can be."""
 KEYS = (*NUMBERS, "SubFramePath", "DateTime")
+MDOC = Section(
+    "NAME.mdoc",
+    (
+        *taken("recorded tilt angle", "TiltAngle"),
+        *taken("exposure of the image", "ExposureDose"),
+        *taken("exposure before the image; where it is missing, the sum of the doses before", "PriorRecordDose"),
+        *taken("order of recording", "DateTime"),
+        *taken("Å of a pixel, where the stack's header does not say it", "PixelSpacing"),
+        *taken("movie of the image", "SubFramePath"),
+        *taken("size of the images", "ImageSize"),
+        *taken("tilt axis, in the title", "Tilt axis angle"),
+        *no_matter("turn of the camera; the tilt axis is that of the title", "RotationAngle"),
+        *no_matter("where the stage and the beam were", "StagePosition", "StageZ", "ImageShift"),
+        *no_matter("what was aimed at; the defocus has to be measured", "Defocus", "TargetDefocus"),
+    ),
+    "no matter here",
+)
 SECTION = re.compile(r"^\[ZValue\s*=\s*\d+\s*\]$", re.ASCII)
 SIZE = re.compile(r"^ImageSize\s*=\s*(\S.*)$")
 AXIS = re.compile(r"Tilt axis angle\s*=\s*([^\s\]]+?)(?=,?(\s|\]|$))")

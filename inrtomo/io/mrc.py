@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from inrtomo.errors import InputError
 from inrtomo.io.axis_order import order_in
 from inrtomo.io.files import atomic_path, check_input
+from inrtomo.io.numbers import TILT
 
 Array = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -322,7 +323,9 @@ def _fei_header(block: bytes, order: str, kind: bytes, sections: int) -> tuple[A
 def _meaningful(tilt_deg: Array) -> Array | None:
     """The angles, or None where the fields were never filled in."""
     tilt_deg = np.asarray(tilt_deg, dtype=np.float64)
-    filled = np.isfinite(tilt_deg).all() and np.abs(tilt_deg).max() <= 90 and (len(tilt_deg) == 1 or np.ptp(tilt_deg))
+    filled = (
+        np.isfinite(tilt_deg).all() and np.abs(tilt_deg).max() <= TILT.high and (len(tilt_deg) == 1 or np.ptp(tilt_deg))
+    )
     return tilt_deg if filled else None
 
 

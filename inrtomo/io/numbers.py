@@ -58,10 +58,11 @@ ANGLE = Quantity("an angle", "degrees", -360.0, 360.0)
 MATRIX = Quantity("a term of a rotation or magnification", "", -10.0, 10.0)
 SHIFT_PX = Quantity("a shift", "px", -1e7, 1e7)
 SHIFT_A = Quantity("a shift", "Å", -1e7, 1e7)
-DOSE = Quantity("a dose", "e/Å²", 0.0, 1e5)
-PIXEL_SIZE = Quantity("a pixel size", "Å", 0.0, 1e5)
+DOSE = Quantity("a dose", "e/Å²", 0.0, 1e4)
+PIXEL_SIZE = Quantity("a pixel size", "Å", 0.0, 1e4)
 SIZE_PX = Quantity("a size", "px", 0.0, 1e6, whole=True)
 THICKNESS_PX = Quantity("a thickness", "px", 0.0, 1e6)
+THICKNESS_NM = Quantity("a thickness", "nm", 0.0, 1e6)
 
 
 def where(path: str | Path, word: str) -> str:
@@ -88,11 +89,12 @@ def read(word: str, at: str, quantity: Quantity = ANY) -> float:
     return value
 
 
-def check(value: float, at: str, quantity: Quantity) -> float:
-    """A number that was read, where it is in the range of a quantity; else InputError."""
-    if not quantity.low <= value <= quantity.high:
-        raise InputError(f"{at}: {value:g} is not {quantity}; correct it, or give another file")
-    return value
+def check(value: object, at: str, quantity: Quantity) -> float:
+    """A value that was read (from JSON), where it is a number in the range of a quantity; else InputError."""
+    number = isinstance(value, float | int) and not isinstance(value, bool)
+    if not number or not quantity.low <= value <= quantity.high:  # type: ignore[operator]
+        raise InputError(f"{at}: {str(value)[:SHOWN]} is not {quantity}; correct it, or give another file")
+    return float(value)  # type: ignore[arg-type]
 
 
 def read_all(words: Iterable[str], at: str, quantity: Quantity = ANY) -> list[float]:

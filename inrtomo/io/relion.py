@@ -30,8 +30,9 @@ from inrtomo.alignment import Alignment
 from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
 from inrtomo.geometry import centre_index, rotation_about_x
-from inrtomo.io import numbers
+from inrtomo.io import keys, numbers
 from inrtomo.io.files import check_output, make_folder
+from inrtomo.io.keys import Section, left_out, no_matter, taken
 from inrtomo.io.mrc import read_header
 from inrtomo.io.names import is_safe_name, safe_name
 from inrtomo.io.rigid import LocalGrid, Rigid, fit_local_shifts, hermite_spline, warp_from_local_shifts
@@ -51,6 +52,44 @@ NO_DEFORMATION = "[" + ",".join(["0"] * 32) + "]"
 """Coefficients to go with them: 2 x 2 nodes."""
 REPLACED = (*MATRIX, "rlnTomoProjZ", "rlnTomoProjW", COEFFICIENTS)
 """Columns that an alignment that is there before must not leave behind."""
+CTF = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift")
+NOT_OF_AN_ALIGNMENT = "defocus, which is no part of an alignment; inr-recon and inr-convert take it with --ctf"
+OVERVIEW = Section(
+    "tomograms.star",
+    (
+        *taken("the series", "rlnTomoName", "rlnTomoTiltSeriesStarFile", "rlnTomoTiltSeriesName"),
+        *taken("Å of a pixel of the images", "rlnTomoTiltSeriesPixelSize", "rlnMicrographPixelSize"),
+        *taken("px of the tomogram, where none is given", "rlnTomoSizeZ"),
+        *taken("where the matrices of RELION 4 count from", "rlnTomoSizeX", "rlnTomoSizeY"),
+        *taken("spline and linear deformations, as local motion", *DEFORMATION_SIZES, "rlnTomoDeformationType"),
+        *left_out("hand of the defocus, other than usual; give --ctf-hand -1 with --ctf", "rlnTomoHand", usual=("-1",)),
+        *left_out("magnification that is not the same in all directions", "rlnMagMat00", "rlnMagMat11", usual=("1",)),
+        *left_out("magnification that is not the same in all directions", "rlnMagMat01", "rlnMagMat10", usual=("0",)),
+        *no_matter("microscope", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnMtfFileName"),
+        *no_matter("pixel of the movies", "rlnMicrographOriginalPixelSize"),
+        *no_matter("tomograms that RELION made", "rlnTomoTomogramBinning", "rlnTomoReconstructedTomogram"),
+    ),
+    "no matter here",
+)
+SERIES = Section(
+    "tilt_series/NAME.star",
+    (
+        *taken("refined tilt angle", "rlnTomoYTilt"),
+        *taken("tilt about x, with the other sign", "rlnTomoXTilt"),
+        *taken("tilt axis from y, degrees", "rlnTomoZRot"),
+        *taken("Å by which the image is moved", "rlnTomoXShiftAngst", "rlnTomoYShiftAngst"),
+        *taken("matrices of RELION 4, which count more than angles beside them", *MATRIX),
+        *taken("spline and linear deformations, as local motion", COEFFICIENTS),
+        *taken("recorded tilt angle", "rlnTomoNominalStageTiltAngle"),
+        *taken("exposure before the image", "rlnMicrographPreExposure"),
+        *taken("the image, and which one of a stack it is", "rlnMicrographName"),
+        *left_out(NOT_OF_AN_ALIGNMENT, *CTF, usual=("0",)),
+        *no_matter("rows of the matrices that give depth", "rlnTomoProjZ", "rlnTomoProjW"),
+        *no_matter("as recorded", "rlnTomoNominalTiltAxisAngle", "rlnTomoNominalDefocus"),
+        *no_matter("halves, which are looked for beside the stack", "rlnMicrographNameEven", "rlnMicrographNameOdd"),
+    ),
+    "no matter here (movies, motion, quality of the CTF)",
+)
 QUANTITIES = {
     "rlnTomoYTilt": numbers.TILT,
     "rlnTomoNominalStageTiltAngle": numbers.TILT,
@@ -61,6 +100,7 @@ QUANTITIES = {
     "rlnMicrographPreExposure": numbers.DOSE,
     "rlnTomoTiltSeriesPixelSize": numbers.PIXEL_SIZE,
     "rlnMicrographPixelSize": numbers.PIXEL_SIZE,
+    **dict.fromkeys(DEFORMATION_SIZES, numbers.Quantity("a number of nodes", "", 0, 1e4, whole=True)),
     "rlnTomoSizeX": numbers.SIZE_PX,
     "rlnTomoSizeY": numbers.SIZE_PX,
     "rlnTomoSizeZ": numbers.SIZE_PX,
@@ -72,7 +112,6 @@ MAX_GRID = 200
 MAX_IMAGES = 100_000
 STACK_ENDINGS = (".mrcs", ".st", ".tif", ".tiff")
 """Files from which RELION takes single sections; of any other it is told with ``:mrcs`` that it is a stack."""
-CTF = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift")
 REQUIRED = (*CTF[:3], "rlnMicrographPreExposure")
 """Columns of a series without which RELION's programs stop."""
 THICKNESS_OF_WIDTH = 0.3
@@ -110,6 +149,7 @@ def read_relion(
     size = image_size or _size_of_images(images, path)
     if size is None:
         raise InputError(f"{path}: the size of its images is not known; give the stack, or run in the project's folder")
+    notes += keys.sentences(path.name, general, OVERVIEW.keys) + keys.sentences(path.name, table, SERIES.keys)
     thickness = _number(general, "rlnTomoSizeZ", path)
     has_angles = all(column in table for column in EULER)
     has_matrices = all(column in table for column in MATRIX)
@@ -284,7 +324,13 @@ def centre_offset(size: tuple[int, int]) -> Array:
 def _with_deformations(
     alignment: Alignment, rigid: Rigid, general: Table, table: Table, path: Path, notes: list[str]
 ) -> Alignment:
-    if COEFFICIENTS not in table or DEFORMATION_SIZES[0] not in general:
+    if COEFFICIENTS not in table:
+        return alignment
+    if DEFORMATION_SIZES[0] not in general:
+        if any(re.search("[1-9]", word) for word in table[COEFFICIENTS]):
+            notes.append(
+                f"{path.name}: {COEFFICIENTS} is left out, since nothing says its grid; give the tomograms.star"
+            )
         return alignment
     kind = general.get("rlnTomoDeformationType", [""])[0]
     size = alignment.image_size

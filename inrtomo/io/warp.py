@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.geometry import specimen_to_aligned
-from inrtomo.io import numbers
+from inrtomo.io import keys, numbers
 from inrtomo.io.files import read_text, write_text
+from inrtomo.io.keys import Section, left_out, no_matter, taken
 from inrtomo.io.rigid import (
     LocalGrid,
     Rigid,
@@ -40,6 +41,38 @@ MAX_BYTES = 64 * 2**20
 MAX_NODES = 10**6
 MAX_IMAGES = 100_000
 MAX_SIDE = 10**6
+MOTION = ("GridMovementX", "GridMovementY", "GridVolumeWarpX", "GridVolumeWarpY", "GridVolumeWarpZ")
+NOT_OF_AN_ALIGNMENT = "defocus, which is no part of an alignment; inr-recon and inr-convert take it with --ctf"
+XML = Section(
+    "NAME.xml",
+    (
+        *taken("tilt angles, with the other sign", "Angles"),
+        *taken("turn of the specimen before it is tilted, about x and y", "LevelAngleX", "LevelAngleY"),
+        *taken("tilt axis from y, degrees", "AxisAngle"),
+        *taken("Å by which the image is moved", "AxisOffsetX", "AxisOffsetY"),
+        *taken("images that are used", "UseTilt"),
+        *taken("exposure before the image", "Dose"),
+        *taken("movies of the images", "MoviePath"),
+        *taken("size of the images, by the pixel size of CTF", "ImageDimensionsAngstrom"),
+        *taken("depth of the tomogram, where none is given", "VolumeDimensionsAngstrom"),
+        *taken("local motion; of GridVolumeWarp in the middle of the volume, what is lost of depth is said", *MOTION),
+        *left_out(NOT_OF_AN_ALIGNMENT, "GridCTF", "GridCTFDefocusDelta", "GridCTFPhase", usual=("0",)),
+        *left_out("turns of particles, which move nothing", "GridAngleX", "GridAngleY", "GridAngleZ", usual=("0",)),
+        *left_out("local motion as Warp 1 has it", "GridLocalX", "GridLocalY", "GridLocalZ", usual=("0",)),
+        *left_out(
+            "magnification that is not the same in all directions",
+            *("MagnificationCorrection",),
+            usual=("1 0 0 1", "1 1 0"),
+        ),
+        *left_out("hand of the defocus; give --ctf-hand -1 with --ctf", "AreAnglesInverted", usual=("False",)),
+        *left_out("the series is not to be used", "UnselectManual", "UnselectFilter", usual=("False", "null", "None")),
+        *no_matter("plane of the specimen that Warp measured", "PlaneNormal"),
+        *no_matter("weights", "Bfactor", "Weight", "GridDoseBfacs", "GridDoseWeights", "GridLocationBfacs"),
+        *no_matter("angle of the astigmatism", "GridCTFDefocusAngle"),
+        *no_matter("share of an image that shows the volume", "FOVFraction"),
+    ),
+    "no matter here (power spectra, options, paths)",
+)
 QUANTITIES = {
     "Angles": numbers.TILT,
     "AxisAngle": numbers.AXIS,
@@ -105,6 +138,11 @@ def read_warp_xml(
     use = _words(root, "UseTilt")
     if use and len(use) != n:
         raise InputError(f"{path}: UseTilt has {len(use)} entries for {n} images; give another file")
+    unclear = [k for k, word in enumerate(use, 1) if word.lower() not in ("true", "false")]
+    if unclear:
+        raise InputError(
+            f"{path}: UseTilt, entry {unclear[0]}: {use[unclear[0] - 1][:40]!r} is not True or False; correct it"
+        )
     alignment = Alignment(
         tilt_deg=-(tilt + level_y),
         linear=rigid.linear,
@@ -114,6 +152,7 @@ def read_warp_xml(
         x_tilt_deg=np.full(n, -level_x),
         excluded={k: "not used (Warp)" for k, word in enumerate(use) if word.lower() == "false"},
     )
+    notes += keys.sentences(path.name, _found(root), XML.keys)
     volume = _attribute(root, "VolumeDimensionsAngstrom", path, 3) / pixel
     alignment = _with_local_motion(root, alignment, rigid, volume, columns["Dose"], path, notes)
     movies = tuple(_words(root, "MoviePath"))
@@ -136,6 +175,12 @@ def _parsed(path: Path) -> ET.Element:
     if root.tag != "TiltSeries":
         raise InputError(f"{path}: is not the XML of a Warp tilt series; give another file")
     return root
+
+
+def _found(root: ET.Element) -> dict[str, str | list[str]]:
+    """Attributes, and the nodes of all grids."""
+    grids = {element.tag: [node.get("Value", "0") for node in element.findall("Node")] for element in root}
+    return {**root.attrib, **grids}
 
 
 def _words(root: ET.Element, name: str) -> list[str]:
