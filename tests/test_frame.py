@@ -7,16 +7,18 @@ IMOD's conventions put them: in the middle of the output plus their place, whate
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from inrtomo.alignment import Alignment
+from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.geometry import sides_turned, turned_size
 from inrtomo.io.alignment_files import read_alignment, write_alignment
 from inrtomo.io.aretomo_folder import write_aretomo_folder
+from inrtomo.io.imod_local import write_local
 from inrtomo.io.mrc import read_volume, write_stack
 from inrtomo.io.series_record import SeriesRecord
 from inrtomo.io.star import read_star
@@ -175,6 +177,19 @@ def test_images_left_out_have_no_say(tmp_path: Path) -> None:
     assert not Alignment.identity(TILTS, (96, 96), 85.0).sides_turned
     write_aretomo_folder(tmp_path, SeriesRecord(a, "ts", TILTS), 1, None)
     assert "FULLIMAGE 48 96\n" in (tmp_path / "ts_Imod" / "tilt.com").read_text()
+
+
+def test_areas_of_local_alignments_lie_in_the_aligned_stack(tmp_path: Path) -> None:
+    """Centres are pixel numbers, from 1, of the stack that ``newst.com`` makes: they span its turned sides."""
+    x, y = np.linspace(-30, 30, 4), np.linspace(-50, 50, 4)
+    bend = np.stack(np.meshgrid(0.02 * x, 0.03 * y), axis=-1)
+    a = Alignment.identity(TILTS, (96, 48), 85.0, 10.0)
+    a = replace(a, warp=LocalWarp(x, y, np.tile(bend, (len(TILTS), 1, 1, 1)), "bilinear"))
+    write_local(tmp_path / "tslocal.xf", a, 20.0)
+    head = [float(word) for word in (tmp_path / "tslocal.xf").read_text().splitlines()[0].split()]
+    for count, first, step, size in zip(head[:2], head[2:4], head[4:6], (48, 96), strict=True):
+        assert 1 <= first <= 3 and size - 3 <= first + (count - 1) * step <= size + 1
+        assert first + (count - 1) * step / 2 == pytest.approx((size + 1) / 2, abs=0.5)
 
 
 def test_square_images_have_the_com_files_that_they_had(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def write(
         struct.pack_into(order + "2i", head, 152, *stamp)
     head[208:216] = b"MAP " + (b"\x44\x44\0\0" if order == "<" else b"\x11\x11\0\0")
     data = np.asarray(pixels)
-    data = data.astype(np.dtype(KINDS[mode]).newbyteorder(order)) if mode not in (3, 4, 16) else data
+    data = data.astype(order + KINDS[mode]) if mode not in (3, 4, 16) else data
     path.write_bytes(bytes(head) + extended + data.tobytes())
     return path
 
@@ -198,7 +200,7 @@ def mask(shape: tuple[int, int, int], inside: int, core: int) -> NDArray:
     return out
 
 
-WAYS = {
+WAYS: dict[str, tuple[Callable[[NDArray], NDArray], dict[str, Any]]] = {
     "signed under the stamp": (lambda m: m - 128, {"stamp": (STAMP, 1)}),
     "unsigned under the stamp": (lambda m: m, {"stamp": (STAMP, 0)}),
     "unsigned, no stamp": (lambda m: m, {}),

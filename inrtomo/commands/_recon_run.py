@@ -381,11 +381,11 @@ def _support(path: Path, orientation: str, shape: tuple[int, int, int]) -> NDArr
         raise InputError(f"{path}: is {found} voxels, the tomogram {wanted}; make the mask from such a tomogram")
     zero = zero_of_mask(stack)
     inside = np.empty(stack.shape, dtype=np.bool_)
-    for section, found in enumerate(inside):
+    for section in range(len(stack)):
         values = stack.image(section)
         if not np.isfinite(values).all():
             raise InputError(f"{path}: has voxels that are no number (NaN or infinite); write it again without them")
-        found[:] = values > zero
+        inside[section] = values > zero
     if not inside.any():
         raise InputError(f"{path}: is nowhere above 0, so there would be no density at all; give another mask")
     return inside if orientation == "xyz" else inside.transpose(1, 0, 2)[::-1]
