@@ -221,6 +221,42 @@ def test_points_fill_what_the_zero_tilt_shows() -> None:
     assert np.ptp(points[:, 2]) == pytest.approx(THICKNESS * 4 / 5)
 
 
+def test_points_of_a_leaning_specimen_are_seen_at_middles_of_equal_parts() -> None:
+    """At every depth alike, however far the tilt nearest to zero and the lean are from zero."""
+    leaning = replace(Alignment.identity(np.array([20.0, 45.0, 60.0]), SIZE), x_tilt_deg=np.full(3, 30.0))
+    points = slab_points(leaning, THICKNESS, np.arange(3))
+    raw = leaning.specimen_to_raw(0, points).reshape(5, 11, 11, 2)
+    x, y = ((np.arange(11) + 0.5) / 11 * n - n / 2 for n in SIZE)
+    for layer in raw:
+        np.testing.assert_allclose(layer, np.stack(np.meshgrid(x, y), axis=-1), atol=1e-9)
+    np.testing.assert_allclose(points[::121, 2], THICKNESS * np.array([-0.4, -0.2, 0, 0.2, 0.4]), atol=1e-9)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_points_out_of_view_do_not_count(axis: int) -> None:
+    """One image is shifted so far that it shows half of the specimen; what it would say of the rest is no matter."""
+    shift = np.zeros((31, 2))
+    shift[17, axis] = SIZE[axis] / 2
+    truth = replace(Alignment.identity(np.linspace(-60, 60, 31), SIZE), shift_px=shift)
+    nodes = np.linspace(-200, 200, 201)
+    vectors = np.zeros((31, 201, 201, 2))
+    beyond = nodes < -8  # of the aligned image; the image ends at 0
+    if axis == 0:
+        vectors[17][:, beyond] = 40.0
+    else:
+        vectors[17][beyond, :] = 40.0
+    error = compare_alignments(replace(truth, warp=LocalWarp(nodes, nodes, vectors, "bilinear")), truth, THICKNESS)
+    assert error.rms_px < 1e-6
+
+
+def test_tilts_named_twice_are_left_out_once() -> None:
+    truth = make()
+    error = compare_alignments(replace(truth, excluded={4: "dark"}), truth, THICKNESS, exclude=[4])
+    assert error.excluded == (4,)
+    error = compare_alignments(truth, replace(truth, excluded={4: "dark"}), THICKNESS, exclude=[4])
+    assert error.excluded == (4,) and 4 not in error.tilts
+
+
 def test_best_linear_beats_the_linear_part_and_every_neighbour() -> None:
     full = make(warp_px=1.0)
     best = best_linear(full, THICKNESS)

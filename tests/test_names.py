@@ -208,6 +208,15 @@ def test_tables_cannot_name_folders_elsewhere(name: str, tmp_path: Path) -> None
         read_manifest(table)
 
 
+@pytest.mark.parametrize("row", [{"stack": "a\0.mrc"}, {"stack": "a\n.mrc"}, {"stack": "a.mrc", "alignment": "b\0"}])
+def test_tables_hold_no_paths_that_no_command_can_be_given(row: dict[str, str], tmp_path: Path) -> None:
+    table = tmp_path / "series.json"
+    table.write_text(json.dumps([row]))
+    with pytest.raises(InputError, match="control characters") as refused:
+        read_manifest(table)
+    assert str(refused.value).isprintable()
+
+
 def test_the_memory_of_a_batch_cannot_either(tmp_path: Path) -> None:
     (tmp_path / "out" / "state").mkdir(parents=True)
     made = Batch(tmp_path / "out", "align")

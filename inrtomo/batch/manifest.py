@@ -15,7 +15,7 @@ from typing import Any
 
 from inrtomo.errors import InputError
 from inrtomo.io.files import read_text
-from inrtomo.io.names import safe_name, shown
+from inrtomo.io.names import one_line, safe_name, shown
 from inrtomo.io.star import read_star
 from inrtomo.tiltseries import HALVES, STACK_SUFFIXES
 
@@ -146,6 +146,8 @@ def read_manifest(path: Path) -> list[Series]:
         stack = values.pop("stack", None)
         if stack is None:
             raise InputError(f"{path}: series {number} has no stack; give it in a column called stack")
+        for what, value in {"stack": stack, **values}.items():
+            one_line(value, path, what)
         stack = beside(path, stack.removesuffix(":mrc"))
         name = values.pop("name", None) or _name(Path(stack), 1)
         check_name(name, path)

@@ -48,7 +48,7 @@ def write_record(
     """
     safe_name(record.name, path)
     for image in record.images or ():
-        one_line(image, path, "file of images is called")
+        one_line(image, path, "name of an image")
     return FORMATS[target](path, record, stack, overwrite)
 
 

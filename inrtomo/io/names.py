@@ -67,7 +67,7 @@ def _unsafe(name: str) -> str:
     return ""
 
 
-def one_line(text: str, source: str | Path, what: str = "file of the name") -> str:
+def one_line(text: str, source: str | Path, what: str = "name") -> str:
     """A name or path, where it stays within the line that it is written into.
 
     Raises:
@@ -75,8 +75,8 @@ def one_line(text: str, source: str | Path, what: str = "file of the name") -> s
     """
     if not _is_one_line(text):
         raise InputError(
-            f"{shown(source)}: a {what} '{shown(text, 100)}' has control characters or bytes that are no UTF-8, which "
-            "cannot be written into a text file; rename it"
+            f"{shown(source)}: the {what} '{shown(text, 100)}' has control characters or bytes that are no UTF-8, "
+            "which cannot be written into a text file; rename it"
         )
     return text
 

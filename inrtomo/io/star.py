@@ -77,7 +77,7 @@ def write_star(path: str | Path, blocks: Mapping[str, Mapping[str, Sequence[str]
     """
     lines = []
     for block, table in blocks.items():
-        one_line(block, path, "series is called")
+        one_line(block, path, "name of a series")
         lines += ["", "# version 50001", "", f"data_{block}", "", "loop_"]
         lines += [f"_{name} #{k}" for k, name in enumerate(table, 1)]
         columns = [[_quoted(word, path) for word in column] for column in table.values()]
