@@ -40,10 +40,10 @@ def test_the_hand_and_whether_it_was_said(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     row = "{} 20000.0 20000.0 5.0 0.0 0.2 9.0{}\n"
     for text, hand, known in (
-        (CTFFIND + row.format(1, ""), 1, False),
-        (CTFFIND + row.format(1, " 1"), 1, True),
-        (CTFFIND + row.format(1, " -1"), -1, True),
-        (CTFFIND + row.format(1, " -1") + row.format(2, " 1"), 1, False),
+        (CTFFIND + row.format(1, "") + row.format(3, ""), 1, False),
+        (CTFFIND + row.format(1, " 1") + row.format(3, " 1"), 1, True),
+        (CTFFIND + row.format(1, " -1") + row.format(3, " -1"), -1, True),
+        (CTFFIND + row.format(1, " -1") + row.format(3, " 1"), 1, False),
         ("1 3 -3 3 2000 2\n", 1, False),
         ("0 0 0. 0. 0 3\n1 3 -3 3 2000\n", 1, True),
         ("16 0 0. 0. 0 3\n1 3 -3 3 2000\n", -1, True),

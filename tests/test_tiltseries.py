@@ -144,8 +144,9 @@ def test_pixel_size_from_the_mdoc_where_the_header_has_none(stack: Path) -> None
 
 @pytest.mark.parametrize("ends", [("_odd", "_even"), ("_ODD", "_EVN")])
 def test_odd_and_even_companions(stack: Path, ends: tuple[str, str]) -> None:
-    for end in ends:
-        write_stack(stack.with_name(f"ts{end}.mrc"), IMAGES, 2.0)
+    noise = RNG.normal(size=IMAGES.shape).astype(np.float32)
+    for end, half in zip(ends, (IMAGES + noise, IMAGES - noise), strict=True):
+        write_stack(stack.with_name(f"ts{end}.mrc"), half / 2, 2.0)
     series = open_tilt_series(stack)
     assert series.odd == stack.with_name(f"ts{ends[0]}.mrc") and series.even == stack.with_name(f"ts{ends[1]}.mrc")
     # a half on its own finds the angles of the full stack

@@ -49,7 +49,7 @@ def read_aligned_stack(
     if aligned_already and not alignment_path.is_file():
         raise InputError(f"{alignment_path}: no such file; check the name")
     series = _open(stack, alignment_path, pixel_size_A, aligned_already)
-    notes: list[str] = []
+    notes = list(series.remarks)
     if aligned_already:
         alignment = Alignment.identity(series.tilt_deg, series.size)
         x_tilt = alignment_path.with_suffix(".xtilt")
@@ -59,7 +59,7 @@ def read_aligned_stack(
         notes.append("the stack is taken as aligned already")
     else:
         alignment = read_alignment(alignment_path, series, notes)
-    pixel = series.pixel_size_A or alignment.pixel_size_A
+    pixel = series.known_pixel_size_A or alignment.pixel_size_A or series.pixel_size_A
     if pixel is None:
         raise InputError(f"{stack}: its header has no pixel size; give {pixel_size_named}")
     outside = [tilt for tilt in exclude if tilt >= series.n_tilts]
@@ -67,7 +67,8 @@ def read_aligned_stack(
         raise InputError(f"--exclude {outside[0]}: there are {series.n_tilts} tilts, counted from 0")
     excluded = {**alignment.excluded, **series.excluded, **dict.fromkeys(exclude, "--exclude")}
     alignment = replace(alignment, pixel_size_A=pixel, excluded=excluded)
-    pixel_source = series.sources.get("pixel size", str(alignment_path))
+    own = pixel == series.pixel_size_A
+    pixel_source = series.sources.get("pixel size", str(alignment_path)) if own else str(alignment_path)
     sources: list[tuple[str, object, str]] = [
         ("stack", f"{series.n_tilts} images, {series.size[0]} x {series.size[1]} px", str(stack)),
         ("pixel size", f"{pixel:.4g} Å", pixel_source),

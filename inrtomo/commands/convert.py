@@ -11,6 +11,7 @@ import numpy as np
 from inrtomo.commands._common import command, echo_defaults
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_record
+from inrtomo.io.belonging.metadata import known_pixel_size
 from inrtomo.io.convert import FORMATS, format_of, write_record
 from inrtomo.io.ctf import read_ctf
 from inrtomo.io.images import ImageList
@@ -50,9 +51,16 @@ def main(source: Path, target: Path, form: str | None, stack: Path | None, ctf: 
     notes: list[str] = []
     series, size, pixel = _read_stack(stack, notes)
     record = read_record(source, series if series is not None else size, notes)
+    if stack is not None and series is None and record.alignment.n_tilts != read_header(stack).shape[0]:
+        raise InputError(
+            f"{source}: aligns {record.alignment.n_tilts} images, {stack} has {read_header(stack).shape[0]} and no tilt "
+            f"angles to match them by; put {stack.stem}.rawtlt beside it"
+        )
     record = _completed(record, series, stack, pixel)
     if ctf is not None:
-        record = replace(record, defoci=read_ctf(ctf, record.alignment.n_tilts))
+        recorded = None if series is None else series.tilt_deg
+        kept = record.alignment.included.tolist()
+        record = replace(record, defoci=read_ctf(ctf, record.alignment.n_tilts, notes, kept, recorded))
     paths, said = write_record(target, record, form, None if stack is None else str(stack), overwrite)
     a = record.alignment
     rows: list[tuple[str, object, str]] = [
@@ -77,8 +85,9 @@ def _read_stack(stack: Path | None, notes: list[str]) -> tuple[TiltSeries | None
         series = open_tilt_series(stack)
     except NoAnglesError:
         header = read_header(stack)
-        notes.append(f"{stack}: has no tilt angles of its own; the number of its images is taken on trust")
-        return None, (header.shape[2], header.shape[1]), header.pixel_size_A
+        notes.append(f"{stack}: has no tilt angles of its own; the order of its images is taken on trust")
+        return None, (header.shape[2], header.shape[1]), known_pixel_size(header.pixel_size_A)
+    notes += series.remarks
     return series, series.size, series.pixel_size_A
 
 

@@ -9,17 +9,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inrtomo.alignment import Alignment, LocalWarp
+from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
+from inrtomo.geometry import axis_angle
 from inrtomo.io import imod
 from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.io.aretomo import read_aln_record
+from inrtomo.io.belonging.alignment import (
+    OTHER_PIXEL,
+    SCALE_TOLERANCE,
+    Evidence,
+    Images,
+    fitted,
+    images_aligned,
+    on_images,
+)
+from inrtomo.io.belonging.metadata import known_pixel_size
+from inrtomo.io.belonging.tables import checked_views
 from inrtomo.io.files import check_output, make_folder, read_text, write_text
 from inrtomo.io.imod_local import read_local, warp_from_local
 from inrtomo.io.mdoc import read_mdoc
-from inrtomo.io.mrc import read_header
+from inrtomo.io.mrc import MrcHeader, read_header
 from inrtomo.io.relion import is_relion, read_relion
-from inrtomo.io.series_record import SeriesRecord, on_stack, series_name
+from inrtomo.io.series_record import SeriesRecord, series_name
 from inrtomo.io.star import read_star
 from inrtomo.io.warp import read_warp_xml
 from inrtomo.tiltseries import TiltSeries, check_tilt_angles
@@ -29,7 +41,6 @@ Array = NDArray[np.float64]
 STACK_SUFFIXES = (".mrc", ".st", ".ali", ".mrcs", ".map")
 NOT_THE_ALIGNMENT = ("_warp", "_fid", "_rot", "_nonfid", "local", "_patch-tracking", "_prexf")
 """Endings of ``.xf`` files that lie beside the one that holds the alignment."""
-SCALE_TOLERANCE = 0.01
 SMALLEST_DETERMINANT = 1e-3
 SAME_TRANSFORM = 2e-3
 """Difference (px over the image) up to which ``.xf`` and warp file hold the same linear part."""
@@ -133,9 +144,12 @@ def read_record(
     record = replace(record, alignment=_checked(record.alignment, path))
     if own_rows and path.suffix == ".xf":
         _check_not_of_its_aligned_stack(record.alignment, path, series)
-    if own_rows and series is not None and not isinstance(series, tuple):
-        record = on_stack(record, series, path, notes)
-    alignment = fitted(record.alignment, series, path, notes)
+    images = Images.of_series(series) if isinstance(series, TiltSeries) else series
+    if isinstance(images, Images):
+        record = on_images(record, images, path, notes)
+    if path.suffix == ".aln":
+        record = replace(record, alignment=_dark_as_the_rest(record))
+    alignment = fitted(record.alignment, images, path, notes)
     factor = alignment.image_size[0] / record.alignment.image_size[0]
     thickness = None if record.thickness_px is None else record.thickness_px * factor
     if given.is_dir() and given.name.endswith("_Imod"):
@@ -217,6 +231,16 @@ def _recorded_angles(path: Path, n: int) -> Array | None:
     return np.asarray(angles[np.argsort(np.argsort(refined, kind="stable"))])
 
 
+def _dark_as_the_rest(record: SeriesRecord) -> Alignment:
+    """With the offset of the refined angles also in those of dark images, which an ``.aln`` has as recorded."""
+    a, nominal = record.alignment, record.nominal_tilt_deg
+    if nominal is None or not a.excluded or not len(a.included):
+        return a
+    tilt, dark = a.tilt_deg.copy(), sorted(a.excluded)
+    tilt[dark] = nominal[dark] + np.median((tilt - nominal)[a.included])
+    return replace(a, tilt_deg=tilt)
+
+
 def _thickness(path: Path) -> float | None:
     command = _tilt_command(path.parent, path.stem.removesuffix("_warp"))
     values = [] if command is None else command.numbers("THICKNESS")
@@ -234,6 +258,7 @@ def _checked(alignment: Alignment, path: Path) -> Alignment:
         shapes_fit &= warp.x.ndim == 1 and warp.y.ndim == 1 and min(len(warp.x), len(warp.y)) > 0
         shapes_fit &= warp.vectors.shape == (alignment.n_tilts, len(warp.y), len(warp.x), 2)
         shapes_fit &= warp.interpolation in ("bilinear", "bicubic")
+    shapes_fit &= all(0 <= image < alignment.n_tilts for image in alignment.excluded)
     if not shapes_fit or not all(np.isfinite(array).all() for array in arrays):
         raise InputError(f"{path}: its alignment is damaged; give another file")
     if np.abs(np.linalg.det(alignment.linear)).min() < SMALLEST_DETERMINANT:
@@ -248,55 +273,6 @@ def _evenly_rising(nodes: Array) -> bool:
     return len(steps) == 0 or bool(steps.min() > 0 and np.ptp(steps) <= 1e-3 * steps.max())
 
 
-def fitted(
-    alignment: Alignment, series: TiltSeries | tuple[int, int] | None, path: Path, notes: list[str]
-) -> Alignment:
-    """The alignment in the pixels of a series, checked against its number and size of images."""
-    if series is None:
-        return alignment
-    size, pixel = _size_of(series), None
-    assert size is not None
-    if not isinstance(series, tuple):
-        pixel = series.pixel_size_A
-        if alignment.n_tilts != series.n_tilts:
-            raise InputError(
-                f"{path}: aligns {alignment.n_tilts} images, {series.path} has {series.n_tilts}; give the alignment "
-                "of this series"
-            )
-    if alignment.image_size == size:
-        return alignment if alignment.pixel_size_A else replace(alignment, pixel_size_A=pixel)
-    ratio = np.array(size) / np.array(alignment.image_size)
-    factor = float(ratio.mean())
-    if pixel and alignment.pixel_size_A:
-        factor = alignment.pixel_size_A / pixel
-    # a binned image may have lost a pixel or two at the edge
-    if np.abs(ratio / factor - 1).max() > SCALE_TOLERANCE + 2 / min(alignment.image_size):
-        raise InputError(
-            f"{path}: is for images of {alignment.image_size[0]} x {alignment.image_size[1]}, these have "
-            f"{size[0]} x {size[1]}; give the alignment of this series"
-        )
-    notes.append(f"alignment scaled by {factor:.4g} from images of {alignment.image_size} to {size}")
-    return scaled(alignment, factor, size, pixel)
-
-
-def scaled(
-    alignment: Alignment, factor: float, image_size: tuple[int, int], pixel_size_A: float | None = None
-) -> Alignment:
-    """The same alignment for images whose pixels are smaller by ``factor`` (lengths in px grow by it)."""
-    warp = alignment.warp
-    if warp is not None:
-        warp = LocalWarp(warp.x * factor, warp.y * factor, warp.vectors * factor, warp.interpolation)
-    if pixel_size_A is None and alignment.pixel_size_A:
-        pixel_size_A = alignment.pixel_size_A / factor
-    return replace(
-        alignment,
-        shift_px=alignment.shift_px * factor,
-        warp=warp,
-        image_size=image_size,
-        pixel_size_A=pixel_size_A,
-    )
-
-
 # --- where things are ----------------------------------------------------------------------------------------------
 
 
@@ -305,7 +281,7 @@ def _size_of(series: TiltSeries | tuple[int, int] | None) -> tuple[int, int] | N
 
 
 def _pixel_of(series: TiltSeries | tuple[int, int] | None) -> float | None:
-    return None if series is None or isinstance(series, tuple) else series.pixel_size_A
+    return None if series is None or isinstance(series, tuple) else series.known_pixel_size_A
 
 
 def _base_of(series: TiltSeries | tuple[int, int] | None) -> str | None:
@@ -372,6 +348,7 @@ def _read_json(path: Path) -> SeriesRecord:
             exposure,
             tuple(map(str, images)) if isinstance(images, list) and len(images) == alignment.n_tilts else None,
             float(thickness) if thickness and np.isfinite(float(thickness)) and float(thickness) > 0 else None,
+            stack=str(inputs["stack"]) if inputs.get("stack") else None,
         )
     except KeyError as error:
         raise InputError(f"{path}: holds no alignment ({error} is missing); give BASE_align.json") from None
@@ -414,29 +391,34 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     if tilt is None:
         raise InputError(f"{tilt_file}: no such file; the alignment needs its tilt angles beside {path.name}")
     n = len(tilt)
-    linear, shift = imod.read_xf(path, n)
+    linear, shift = _transforms(path, n, notes)
     x_tilt = imod.read_x_tilt(x_tilt_file, n) if x_tilt_file.is_file() else np.zeros(n)
     command = _tilt_command(path.parent, base.name)
     etomo = base.with_suffix(".edf")
     warp_path = base.with_name(base.name + "_warp.xf")
     warp_file = imod.read_warp(warp_path, n) if warp_path.is_file() else None
     size, pixel = _size_of(series), None
+    turned = bool(np.median(np.abs(np.sin(np.deg2rad(axis_angle(linear))))) > np.sqrt(0.5))
+    made_on = _made_on(path, base.name, n, turned, command)
     if warp_file is not None:
-        pixel = warp_file.pixel_size_A
         _check_same_linear(path, warp_path, linear, shift, warp_file)
-        size = warp_file.size
-    elif size is None:
-        size, pixel = _size_beside(path.parent, base.name, command)
+        made_on.insert(0, Evidence(warp_path.name, warp_file.size, warp_file.pixel_size_A))
+    own_size, own_pixel = images_aligned(made_on, size, path)
+    if own_size is not None:
+        size, pixel = own_size, own_pixel
+    elif etomo.is_file() and isinstance(series, TiltSeries):
+        size, pixel = _by_pixel_size(imod.etomo_pixel_size_A(etomo), series, etomo, notes)
     if size is None:
         raise InputError(f"{path}: the size of its images is not known; put the stack {base.name}.mrc beside it")
     excluded: dict[int, str] = {}
     if command is None and etomo.is_file():
-        excluded = {view: "left out in Etomo" for view in imod.etomo_excluded_views(etomo) if 0 <= view < n}
+        views = checked_views(imod.etomo_excluded_views(etomo), n, etomo)
+        excluded = {view: "left out in Etomo" for view in views}
     if command is not None:
         tilt = tilt + sum(command.numbers("OFFSET")[:1])
         x_tilt = x_tilt + sum(command.numbers("XAXISTILT")[:1])
-        views = imod.excluded_views(command, path.parent / "tilt.com")
-        excluded = {view: "left out by tilt.com" for view in views if 0 <= view < n}
+        where = path.parent / "tilt.com"
+        excluded = {view: "left out by tilt.com" for view in checked_views(imod.excluded_views(command, where), n, where)}
     alignment = Alignment(
         tilt_deg=tilt,
         linear=warp_file.linear if warp_file else linear,
@@ -453,6 +435,15 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     if command is None or not local or alignment.warp is not None:
         return alignment
     return _with_local_alignments(alignment, path, path.parent / local, command, notes)
+
+
+def _transforms(path: Path, n: int, notes: list[str]) -> tuple[Array, Array]:
+    """The lines of an ``.xf`` for ``n`` images; IMOD takes a single one for all."""
+    linear, shift = imod.read_xf(path)
+    if len(linear) == 1 and n > 1:
+        notes.append(f"{path}: has one transform, which is applied to all {n} images")
+        return np.repeat(linear, n, axis=0), np.repeat(shift, n, axis=0)
+    return (linear, shift) if len(linear) == n else imod.read_xf(path, n)
 
 
 def _with_local_alignments(
@@ -537,16 +528,65 @@ def _tilt_command(folder: Path, base: str) -> imod.CommandFile | None:
     return None
 
 
-def _size_beside(
-    folder: Path, base: str, command: imod.CommandFile | None
-) -> tuple[tuple[int, int] | None, float | None]:
-    """Size and pixel size of the raw images from the stack beside an ``.xf``, or their size from ``tilt.com``."""
-    for suffix in STACK_SUFFIXES:
-        stack = folder / (base + suffix)
-        if suffix != ".ali" and stack.is_file():
-            header = read_header(stack)
-            return (header.shape[2], header.shape[1]), header.pixel_size_A
+def _made_on(path: Path, base: str, n: int, turned: bool, command: imod.CommandFile | None) -> list[Evidence]:
+    """What says how large the ``n`` images are that the ``.xf`` of a folder was made on, the best first.
+
+    The folder's own stack, by its name or by that of ``newst.com``; the prealigned one; ``tilt.com``; Etomo's project.
+    """
+    folder, found = path.parent, []
+    newst = folder / "newst.com"
+    named = imod.read_command_file(newst, "newstack").value("InputFile") if newst.is_file() else None
+    stacks = [folder / (base + suffix) for suffix in STACK_SUFFIXES if suffix != ".ali"]
+    stacks += [folder / named] if named and not named.endswith(".ali") else []
+    for stack in dict.fromkeys(stacks):
+        header = _header(stack, n)
+        if header is not None:
+            size = header.shape[2], header.shape[1]
+            found.append(Evidence(f"its stack {stack.name}", size, known_pixel_size(header.pixel_size_A)))
+    if not found:
+        found += _by_prealigned(folder, base, n)
     full = [] if command is None else command.numbers("FULLIMAGE")
-    if len(full) == 2:
-        return (int(full[0]), int(full[1])), None
-    return None, None
+    if len(full) == 2 and min(full) >= 1:
+        # the raw images' size (IMOD), or that of the aligned ones (AreTomo), whose sides may be turned
+        size = (int(full[1]), int(full[0])) if turned and _is_aretomo_folder(folder) else (int(full[0]), int(full[1]))
+        found.append(Evidence("FULLIMAGE in its tilt.com", size, None, may_be_turned=turned))
+    return found
+
+
+def _by_pixel_size(
+    own: float | None, series: TiltSeries, path: Path, notes: list[str]
+) -> tuple[tuple[int, int], float | None]:
+    """Size and pixel size of the images an Etomo project is of, where only its pixel size tells."""
+    pixel, size = series.known_pixel_size_A, series.size
+    if own is None or pixel is None or abs(own / pixel - 1) <= OTHER_PIXEL:
+        return size, None
+    factor = max(own / pixel, pixel / own)
+    if factor < 1.9 or abs(factor - round(factor)) > 0.05 * factor:
+        notes.append(
+            f"{path}: says a pixel size of {own:.4g} Å, the images have {pixel:.4g} Å; shifts are taken in their pixels"
+        )
+        return size, None
+    return (round(size[0] * pixel / own), round(size[1] * pixel / own)), own
+
+
+def _by_prealigned(folder: Path, base: str, n: int) -> list[Evidence]:
+    """Etomo's prealigned stack has all of the raw images, binned as ``prenewst.com`` says."""
+    com = folder / "prenewst.com"
+    if not com.is_file():
+        return []
+    bins = imod.read_command_file(com, "newstack").numbers("BinByFactor") or [1.0]
+    for name in (f"{base}.preali", f"{base}_preali.mrc"):
+        header = _header(folder / name, n)
+        if header is not None and bins[0] >= 1:
+            size = round(header.shape[2] * bins[0]), round(header.shape[1] * bins[0])
+            return [Evidence(f"its {name}, binned by {bins[0]:g}", size)]
+    return []
+
+
+def _header(stack: Path, n: int) -> MrcHeader | None:
+    """The header of a stack of ``n`` images, None where there is no such stack."""
+    try:
+        header = read_header(stack) if stack.is_file() else None
+    except InputError:
+        return None
+    return header if header is not None and header.shape[0] == n else None

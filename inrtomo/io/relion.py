@@ -35,7 +35,7 @@ from inrtomo.io.mrc import read_header
 from inrtomo.io.rigid import LocalGrid, Rigid, fit_local_shifts, hermite_spline, warp_from_local_shifts
 from inrtomo.io.series_record import SeriesRecord, series_name
 from inrtomo.io.star import Table, read_star, write_star
-from inrtomo.tiltseries import SAME_TILT_DEG
+from inrtomo.io.belonging.order import SAME_TILT_DEG, order_of
 
 Array = NDArray[np.float64]
 
@@ -480,13 +480,13 @@ def _keep_columns(path: Path, table: Table, overwrite: bool, notes: list[str]) -
     wanted = np.array([float(word) for word in table[angle]])
     if recorded is None or not len(recorded):
         return
-    nearest = np.abs(recorded[None] - wanted[:, None]).argmin(axis=1)
-    if np.abs(recorded[nearest] - wanted).max() > SAME_TILT_DEG or len(set(nearest.tolist())) != len(nearest):
+    places = order_of(wanted, recorded, same_zero=True).at
+    if places is None or np.abs(recorded[places] - wanted).max() > SAME_TILT_DEG:
         notes.append(f"{path.name}: what it held before is of other images and is not kept")
         return
     for column, words in old.items():
         if column == "rlnMicrographName" or (column not in table and column not in REPLACED):
-            table[column] = [words[k] for k in nearest]
+            table[column] = [words[k] for k in places]
     notes.append(f"{path.name}: keeps its other columns (movies, CTF)")
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.geometry import specimen_to_aligned
+from inrtomo.io.belonging.order import order_of
 from inrtomo.io.files import read_text, write_text
 from inrtomo.io.rigid import (
     LocalGrid,
@@ -313,7 +314,7 @@ def write_warp_xml(
     if a.pixel_size_A is None:
         raise InputError(f"{record.name}: its pixel size is not known, which Warp needs; give the stack with --stack")
     notes: list[str] = []
-    root = _template(path, a.n_tilts, overwrite, notes)
+    root = _template(path, a, overwrite, notes)
     pixel, name = a.pixel_size_A, path.name
     rigid = Rigid.part_of(a)
     grid = fit_local_shifts(a, rigid, natural_spline)
@@ -363,16 +364,19 @@ def write_warp_xml(
     return notes
 
 
-def _template(path: Path, n: int, overwrite: bool, notes: list[str]) -> ET.Element:
-    """The XML that is there, of as many images, or a new one."""
+def _template(path: Path, a: Alignment, overwrite: bool, notes: list[str]) -> ET.Element:
+    """The XML that is there, of as many images in the same order, or a new one."""
     if overwrite and path.is_file():
         try:
             old = _parsed(path)
         except InputError:
             old = None
-        if old is not None and len(_words(old, "Angles")) == n:
-            notes.append(f"{path.name}: keeps what else it held (CTF, paths, weights)")
-            return old
+        angles = None if old is None or len(_words(old, "Angles")) != a.n_tilts else _column(old, "Angles", path)
+        if old is not None and angles is not None:
+            if order_of(-angles, a.tilt_deg).is_same:
+                notes.append(f"{path.name}: keeps what else it held (CTF, paths, weights)")
+                return old
+            notes.append(f"{path.name}: what it held before is of images in another order and is not kept")
     return ET.Element("TiltSeries", {"AreAnglesInverted": "False", "PlaneNormal": "0, 0, 1"})
 
 
