@@ -146,6 +146,8 @@ def read_record(
         _check_not_of_its_aligned_stack(record.alignment, path, series)
     images = Images.of_series(series) if isinstance(series, TiltSeries) else series
     if isinstance(images, Images):
+        if path.suffix == ".aln" and record.alignment.n_tilts == images.n_tilts:
+            record = replace(record, nominal_tilt_deg=None)  # reckoned from the refined ones: they say no more
         record = on_images(record, images, path, notes)
     if path.suffix == ".aln":
         record = replace(record, alignment=_dark_as_the_rest(record))

@@ -63,13 +63,6 @@ class Images:
             series.movies,
         )
 
-    @classmethod
-    def of_record(cls, record: SeriesRecord, path: Path) -> Images:
-        """The images of another alignment, for two to be compared."""
-        a = record.alignment
-        angles = a.tilt_deg if record.nominal_tilt_deg is None else record.nominal_tilt_deg
-        return cls(path, a.image_size, angles, a.pixel_size_A, record.exposure_e_A2)
-
     @property
     def n_tilts(self) -> int:
         return len(self.tilt_deg)
@@ -123,6 +116,21 @@ def on_images(record: SeriesRecord, images: Images, path: Path, notes: list[str]
     return replace(record, alignment=moved, nominal_tilt_deg=images.tilt_deg, images=None, exposure_e_A2=exposure)
 
 
+def in_order_of(record: SeriesRecord, path: Path, other: SeriesRecord, other_path: Path, notes: list[str]) -> SeriesRecord:
+    """The record in the order of another of the same images.
+
+    Raises:
+        InputError: their angles are of different images, or it cannot be told which is whose.
+    """
+    nominal, a = (record.nominal_tilt_deg, other.nominal_tilt_deg), other.alignment
+    both = nominal[0] is not None and nominal[1] is not None
+    angles = nominal[1] if both and nominal[1] is not None else a.tilt_deg
+    if not both:
+        record = replace(record, nominal_tilt_deg=None)
+    images = Images(other_path, a.image_size, angles, a.pixel_size_A, other.exposure_e_A2)
+    return on_images(replace(record, images=None, stack=None), images, path, notes)
+
+
 def _places(record: SeriesRecord, images: Images, path: Path) -> tuple[Ints, str, Comparison]:
     """The image of every entry, what told it, and the refined angles held against those recorded."""
     a = record.alignment
@@ -146,7 +154,7 @@ def _places(record: SeriesRecord, images: Images, path: Path) -> tuple[Ints, str
                     f"refined ones ({shown(a.tilt_deg)}) are in another order; correct one of them"
                 )
             return found.at, "their recorded angles", comparison
-    by_refined = order_of(a.tilt_deg, images.tilt_deg, turns)
+    by_refined = order_of(a.tilt_deg, images.tilt_deg, turns, used=_used(a))
     if by_refined.at is not None:
         return by_refined.at, "their angles", _compare_used(a, images.tilt_deg[by_refined.at])
     if a.n_tilts != images.n_tilts:
@@ -165,9 +173,13 @@ def _reason(*orders: Order) -> str:
     return next((order.why_not for order in reversed(orders) if order.why_not), "they do not fit")
 
 
+def _used(a: Alignment) -> Ints:
+    return a.included if len(a.included) > 2 else np.arange(a.n_tilts)
+
+
 def _compare_used(a: Alignment, recorded: Array) -> Comparison:
     """Refined angles against recorded ones; of entries left out only as an expectation."""
-    used = a.included if len(a.included) > 2 else np.arange(a.n_tilts)
+    used = _used(a)
     comparison = compare(a.tilt_deg[used], recorded[used])
     rest = np.zeros(a.n_tilts)
     rest[used] = comparison.rest

@@ -69,7 +69,7 @@ class Order:
 
     Attributes:
         at: image of every entry, or None where angles do not say.
-        comparison: of the entries with their images (with those at the same place where ``at`` is None).
+        comparison: of the entries used with their images (those at the same place where ``at`` is None).
         why_not: where ``at`` is None.
     """
 
@@ -113,6 +113,7 @@ def order_of(
     recorded: Array,
     turns: tuple[Array, Array] | None = None,
     same_zero: bool = False,
+    used: Ints | None = None,
 ) -> Order:
     """Which of ``len(recorded)`` images each of at most as many entries belongs to.
 
@@ -123,31 +124,34 @@ def order_of(
             apart images of one angle.
         same_zero: both lists were recorded: then no offset is taken off where some images have no entry, and angles
             that fit in the opposite order are in the opposite order rather than of the other sign.
+        used: entries whose angles can be believed, by default all: those of others may be made up.
     """
     angles, recorded = np.asarray(angles, np.float64), np.asarray(recorded, np.float64)
     if len(angles) > len(recorded):
         return Order(None, None, f"{len(angles)} entries are more than {len(recorded)} images")
     if len(angles) == len(recorded):
-        return _order_of_all(angles, recorded, turns, same_zero)
+        return _order_of_all(angles, recorded, turns, same_zero, np.arange(len(angles)) if used is None else used)
     return _order_of_some(angles, recorded, turns, same_zero)
 
 
-def _order_of_all(angles: Array, recorded: Array, turns: tuple[Array, Array] | None, same_zero: bool) -> Order:
-    here = np.arange(len(angles))
-    same = compare(angles, recorded, (1,) if same_zero else (1, -1))
+def _order_of_all(
+    angles: Array, recorded: Array, turns: tuple[Array, Array] | None, same_zero: bool, used: Ints
+) -> Order:
+    here, believed = np.arange(len(angles)), angles[used]
+    same = compare(believed, recorded[used], (1,) if same_zero else (1, -1))
     if same.worst <= SURE_DEG:
         return Order(here, same)
     at, told_apart = _by_rank(angles, recorded, turns)
-    other = compare(angles, recorded[at], (1,))
-    mirrored = compare(angles, np.sort(recorded)[np.argsort(np.argsort(-angles, kind="stable"))], (-1,))
+    other = compare(believed, recorded[at][used], (1,))
     if other.worst * FAR_BETTER < same.worst and other.worst < max(0.6 * SAME_TILT_DEG, WITHIN * _spacing(recorded)):
         if not told_apart:
             return Order(None, same, "two images have one angle, and nothing else tells their entries apart")
-        turned = not same_zero and mirrored.worst < 2 * other.worst + SAME_TILT_DEG and abs(other.offset_deg) > LARGE_OFFSET_DEG
-        if turned and abs(mirrored.offset_deg) < abs(other.offset_deg) / 2:
+        mirrored = compare(believed, recorded[_by_rank(-angles, recorded, turns)[0]][used], (-1,))
+        turned = not same_zero and mirrored.worst < 2 * other.worst + SAME_TILT_DEG
+        if turned and abs(other.offset_deg) > LARGE_OFFSET_DEG and abs(mirrored.offset_deg) < abs(other.offset_deg) / 2:
             return Order(None, same, "they fit in another order and with the other sign in yet another")
         return Order(at, other)
-    same = compare(angles, recorded)
+    same = compare(believed, recorded[used])
     if same.is_plausible:
         return Order(here, same)
     return Order(None, same, "they do not fit in any one order")
