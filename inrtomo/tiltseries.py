@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from inrtomo.errors import InputError
 from inrtomo.io.belonging.halves import why_not_halves
 from inrtomo.io.belonging.metadata import known_pixel_size, pixel_size_of, sections_of
+from inrtomo.io.belonging.order import in_another_order, shown
 from inrtomo.io.images import LIST_SUFFIXES, ImageStack, open_images
 from inrtomo.io.imod import list_text, read_angles
 from inrtomo.io.mdoc import Mdoc, read_mdoc
@@ -88,7 +89,9 @@ class TiltSeries:
     @property
     def known_pixel_size_A(self) -> float | None:
         """The pixel size, None where it is only the 1 Å of a header that was never told."""
-        return self.pixel_size_A if self.sources.get("pixel size") == "as given" else known_pixel_size(self.pixel_size_A)
+        return (
+            self.pixel_size_A if self.sources.get("pixel size") == "as given" else known_pixel_size(self.pixel_size_A)
+        )
 
     @property
     def included(self) -> Ints:
@@ -270,6 +273,12 @@ def _set_tilts(series: TiltSeries, tilt_angles: str | Path | None, record: Mdoc 
         )
     check_tilt_angles(series.tilt_deg, n, series.path if source == "extended header" else source)
     series.sources["tilt angles"] = source
+    header = series.stack.tilt_deg
+    if header is not None and in_another_order(series.tilt_deg, header):
+        series.remarks.append(
+            f"{source}: its angles ({shown(series.tilt_deg)}) are those in the header of {series.path} "
+            f"({shown(header)}) in another order; check which is the images'"
+        )
 
 
 def _set_dose(series: TiltSeries, record: Mdoc | None) -> None:

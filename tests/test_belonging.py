@@ -1,4 +1,4 @@
-"""What comes from elsewhere is fitted to the images it belongs to: order of entries, scale of lengths, in every format."""
+"""What comes from elsewhere is fitted to the images it belongs to: the order of entries, the scale of lengths."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def written(folder: Path, record: SeriesRecord, form: str) -> Path:
 
 @pytest.mark.parametrize("form", list(OUT))
 @pytest.mark.parametrize("offset_deg", [0.0, 10.8])
-def test_sorted_entries_go_to_the_images_of_a_dose_symmetric_stack(tmp_path: Path, form: str, offset_deg: float) -> None:
+def test_sorted_entries_go_to_the_images_of_a_dose_symmetric_stack(
+    tmp_path: Path, form: str, offset_deg: float
+) -> None:
     """By their angles, whatever offset a levelled series has; and it is said."""
     recorded = SORTED[DOSE_SYMMETRIC]
     series = a_stack(tmp_path / "raw" / "ts.mrc", recorded)
@@ -86,7 +88,7 @@ def test_refined_angles_keep_the_order_they_are_in(tmp_path: Path, form: str, ki
     np.testing.assert_allclose(alignment.shift_px[:, 0], SORTED, atol=0.01)
     said = {"scale": "times the recorded", "sign": "other sign", "one off": "images 4 by 2"}.get(kind)
     odd = [n for n in notes if re.search("recorded", n) and "AlphaOffset" not in n]
-    assert (any(said in note for note in odd) if said else not odd), notes
+    assert any(said in note for note in odd) if said else not odd, notes
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -238,7 +240,9 @@ def test_a_com_file_with_the_sides_of_the_aligned_images(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("full", "binned", "factor"), [((5760, 4092), (1440, 1023), 4), ((652, 630), (163, 157), 4)])
-def test_binned_images_that_lost_a_pixel(tmp_path: Path, full: tuple[int, int], binned: tuple[int, int], factor: int) -> None:
+def test_binned_images_that_lost_a_pixel(
+    tmp_path: Path, full: tuple[int, int], binned: tuple[int, int], factor: int
+) -> None:
     folder = etomo(tmp_path / "etomo", full, full, None)
     alignment = read_alignment(folder, binned)
     np.testing.assert_allclose(alignment.shift_px[:, 0], SORTED / factor, atol=1e-3)

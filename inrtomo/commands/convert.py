@@ -51,10 +51,11 @@ def main(source: Path, target: Path, form: str | None, stack: Path | None, ctf: 
     notes: list[str] = []
     series, size, pixel = _read_stack(stack, notes)
     record = read_record(source, series if series is not None else size, notes)
-    if stack is not None and series is None and record.alignment.n_tilts != read_header(stack).shape[0]:
+    count = record.alignment.n_tilts
+    if stack is not None and series is None and count != read_header(stack).shape[0]:
         raise InputError(
-            f"{source}: aligns {record.alignment.n_tilts} images, {stack} has {read_header(stack).shape[0]} and no tilt "
-            f"angles to match them by; put {stack.stem}.rawtlt beside it"
+            f"{source}: aligns {count} images, {stack} has {read_header(stack).shape[0]} and no tilt angles to match "
+            f"them by; put {stack.stem}.rawtlt beside it"
         )
     record = _completed(record, series, stack, pixel)
     if ctf is not None:

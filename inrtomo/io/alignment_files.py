@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.io.aretomo import read_aln_record
 from inrtomo.io.belonging.alignment import (
     OTHER_PIXEL,
-    SCALE_TOLERANCE,
     Evidence,
     Images,
     fitted,
@@ -25,6 +25,7 @@ from inrtomo.io.belonging.alignment import (
     on_images,
 )
 from inrtomo.io.belonging.metadata import known_pixel_size
+from inrtomo.io.belonging.sizes import TOLERANCE
 from inrtomo.io.belonging.tables import checked_views
 from inrtomo.io.files import check_output, make_folder, read_text, write_text
 from inrtomo.io.imod_local import read_local, warp_from_local
@@ -139,7 +140,10 @@ def read_record(
         own_rows = path.suffix == ".xf" and _is_aretomo_folder(path.parent)
         alignment = _read_imod(path, None if own_rows and not isinstance(series, tuple) else series, series, notes)
         record = SeriesRecord(
-            alignment, series_name(path), _recorded_angles(path, alignment.n_tilts), thickness_px=_thickness(path)
+            alignment,
+            series_name(path),
+            _recorded_angles(path, alignment.n_tilts, notes),
+            thickness_px=_thickness(path),
         )
     record = replace(record, alignment=_checked(record.alignment, path))
     if own_rows and path.suffix == ".xf":
@@ -186,7 +190,7 @@ def _read_star_of_relion(path: Path, series: TiltSeries | tuple[int, int] | None
     assert size is not None
     record = read_relion(path, size, pixel, _base_of(series), notes)
     own = record.alignment.pixel_size_A
-    if pixel and own and abs(pixel / own - 1) > SCALE_TOLERANCE:
+    if pixel and own and abs(pixel / own - 1) > TOLERANCE:
         size = (round(size[0] * pixel / own), round(size[1] * pixel / own))
         record = read_relion(path, size, pixel, _base_of(series))
     return record
@@ -213,24 +217,26 @@ def _all_identity(linear: Array, shift: Array) -> bool:
     return len(linear) > 1 and bool((linear == np.eye(2)).all() and not shift.any())
 
 
-def _recorded_angles(path: Path, n: int) -> Array | None:
+def _recorded_angles(path: Path, n: int, notes: list[str]) -> Array | None:
     """Recorded angles beside an ``.xf``: a ``.rawtlt``, or the list in AreTomo's folder, which has the lowest first."""
     base = path.with_name(path.stem.removesuffix("_warp"))
+    raw = base.with_suffix(".rawtlt")
+    lists = sorted(path.parent.glob("*_order_list.csv")) if _is_aretomo_folder(path.parent) else []
+    source = raw if raw.is_file() else lists[0] if len(lists) == 1 else None
+    if source is None:
+        return None
     try:
-        raw = base.with_suffix(".rawtlt")
-        if raw.is_file():
+        if source == raw:
             return imod.read_angles(raw, n)
-        lists = sorted(path.parent.glob("*_order_list.csv")) if _is_aretomo_folder(path.parent) else []
-        if len(lists) != 1:
-            return None
-        rows = [line.split(",") for line in read_text(lists[0]).splitlines()]
+        rows = [line.split(",") for line in read_text(source).splitlines()]
         angles = np.array(sorted(float(row[1]) for row in rows if len(row) == 2 and row[0].strip().isdecimal()))
         refined = imod.read_angles(base.with_suffix(".tlt"), n)
+        if len(angles) == n and np.isfinite(angles).all():
+            return np.asarray(angles[np.argsort(np.argsort(refined, kind="stable"))])
     except (InputError, ValueError):
-        return None
-    if len(angles) != n or not np.isfinite(angles).all():
-        return None
-    return np.asarray(angles[np.argsort(np.argsort(refined, kind="stable"))])
+        pass
+    notes.append(f"{source}: does not have the angles of {n} images; it is not used")
+    return None
 
 
 def _dark_as_the_rest(record: SeriesRecord) -> Alignment:
@@ -350,12 +356,26 @@ def _read_json(path: Path) -> SeriesRecord:
             exposure,
             tuple(map(str, images)) if isinstance(images, list) and len(images) == alignment.n_tilts else None,
             float(thickness) if thickness and np.isfinite(float(thickness)) and float(thickness) > 0 else None,
-            stack=str(inputs["stack"]) if inputs.get("stack") else None,
+            stack=_stack_of(inputs),
         )
     except KeyError as error:
         raise InputError(f"{path}: holds no alignment ({error} is missing); give BASE_align.json") from None
     except (ValueError, TypeError, IndexError, AttributeError, OverflowError, ZeroDivisionError):
         raise InputError(f"{path}: its alignment is damaged; give another file") from None
+
+
+def _stack_of(inputs: dict[str, Any]) -> str | None:
+    """The stack that a result of ours is of image by image; None where angles beside the stack say that as well.
+
+    Angles that the user gave are known to the result alone; those beside the stack may have been put in a new order
+    together with it.
+    """
+    stack, sources = inputs.get("stack"), inputs.get("sources")
+    angles = sources.get("tilt angles") if isinstance(sources, dict) else None
+    if not isinstance(stack, str) or not stack:
+        return None
+    beside = isinstance(angles, str) and Path(angles).parent == Path(stack).parent
+    return None if beside and Path(str(angles)).name.startswith(f"{Path(stack).stem}.") else stack
 
 
 def _read_mdoc(path: Path, image_size: tuple[int, int] | None, notes: list[str]) -> SeriesRecord:
@@ -420,7 +440,9 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
         tilt = tilt + sum(command.numbers("OFFSET")[:1])
         x_tilt = x_tilt + sum(command.numbers("XAXISTILT")[:1])
         where = path.parent / "tilt.com"
-        excluded = {view: "left out by tilt.com" for view in checked_views(imod.excluded_views(command, where), n, where)}
+        excluded = {
+            view: "left out by tilt.com" for view in checked_views(imod.excluded_views(command, where), n, where)
+        }
     alignment = Alignment(
         tilt_deg=tilt,
         linear=warp_file.linear if warp_file else linear,
@@ -497,6 +519,8 @@ def _read_warp(path: Path, series: TiltSeries | tuple[int, int] | None, notes: l
     tilt_file = path.with_name(base + ".tlt")
     if tilt_file.is_file():
         tilt = _tilt_angles(tilt_file, None if len(warp.linear) == 1 else len(warp.linear))
+        if len(warp.linear) == 1 and len(tilt) > 1:
+            notes.append(f"{path}: has one section, which is applied to all {len(tilt)} images")
         warp = imod.read_warp(path, len(tilt))
     elif series is not None and not isinstance(series, tuple):
         tilt = series.tilt_deg

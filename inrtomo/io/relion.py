@@ -30,12 +30,12 @@ from inrtomo.alignment import Alignment
 from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
 from inrtomo.geometry import centre_index, rotation_about_x
+from inrtomo.io.belonging.order import SAME_TILT_DEG, order_of
 from inrtomo.io.files import check_output, make_folder
 from inrtomo.io.mrc import read_header
 from inrtomo.io.rigid import LocalGrid, Rigid, fit_local_shifts, hermite_spline, warp_from_local_shifts
 from inrtomo.io.series_record import SeriesRecord, series_name
 from inrtomo.io.star import Table, read_star, write_star
-from inrtomo.io.belonging.order import SAME_TILT_DEG, order_of
 
 Array = NDArray[np.float64]
 

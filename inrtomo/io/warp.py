@@ -169,7 +169,10 @@ def _sampling(
     found = [p.get("Value", "") for p in root.findall("CTF/Param") if p.get("Name") == "PixelSize"]
     own = _finite(found[:1], "CTF PixelSize", path)
     extent = _attribute(root, "ImageDimensionsAngstrom", path, 2)
-    pixel = pixel_size_A or (float(own[0]) if len(own) and own[0] > 0 else None)
+    noted = float(own[0]) if len(own) and own[0] > 0 else None
+    # calibrated since then: the lengths are still those of its own pixels
+    fits = noted is not None and image_size is not None and bool((np.rint(extent / noted) == image_size).all())
+    pixel = noted if fits else pixel_size_A or noted
     if pixel is None and image_size is not None and extent.min() > 0:
         pixel = float((extent / np.array(image_size)).mean())
     if pixel is None:

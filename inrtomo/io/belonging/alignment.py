@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from inrtomo.alignment import Alignment, LocalWarp
 from inrtomo.errors import InputError
 from inrtomo.io.belonging.order import Comparison, Order, compare, order_of, shown
+from inrtomo.io.belonging.sizes import Size, alike, growth, turned_like
 from inrtomo.io.series_record import SeriesRecord
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Size = tuple[int, int]
 
-SCALE_TOLERANCE = 0.01
 OTHER_PIXEL = 0.02
 """Pixel sizes that differ by more are said; calibrations differ by a percent."""
 SCALE_SAID = 0.03
@@ -116,7 +115,9 @@ def on_images(record: SeriesRecord, images: Images, path: Path, notes: list[str]
     return replace(record, alignment=moved, nominal_tilt_deg=images.tilt_deg, images=None, exposure_e_A2=exposure)
 
 
-def in_order_of(record: SeriesRecord, path: Path, other: SeriesRecord, other_path: Path, notes: list[str]) -> SeriesRecord:
+def in_order_of(
+    record: SeriesRecord, path: Path, other: SeriesRecord, other_path: Path, notes: list[str]
+) -> SeriesRecord:
     """The record in the order of another of the same images.
 
     Raises:
@@ -138,8 +139,14 @@ def _places(record: SeriesRecord, images: Images, path: Path) -> tuple[Ints, str
     if named is not None:
         at, what, is_own = named
         angles = a.tilt_deg if record.nominal_tilt_deg is None else record.nominal_tilt_deg
-        if is_own or order_of(angles, images.tilt_deg[at]).is_same:
+        fit = order_of(angles, images.tilt_deg[at], used=_used(a)).is_same
+        if what == NAMED_STACK or fit:
             return at, what, _compare_used(a, images.tilt_deg[at])
+        if is_own:
+            raise InputError(
+                f"{path}: names the sections of {images.path} in one order, but its angles ({shown(angles)}) are not "
+                f"in that of theirs ({shown(images.tilt_deg[at])}); correct the names or the angles"
+            )
     turns = None
     if record.exposure_e_A2 is not None and images.exposure_e_A2 is not None:
         turns = record.exposure_e_A2, images.exposure_e_A2
@@ -191,8 +198,8 @@ def _said_of(comparison: Comparison, path: Path, images: Images) -> list[str]:
     said = []
     if not comparison.is_plausible:
         said.append(
-            f"{path}: its refined angles and the recorded angles of {images.path} are not in one order, though it names "
-            "this stack; its entries are taken in the order of the stack, so check the recorded angles"
+            f"{path}: its refined angles and the recorded angles of {images.path} are not in one order, though it "
+            "names this stack; its entries are taken in the order of the stack, so check the recorded angles"
         )
         return said
     if comparison.sign < 0:
@@ -266,7 +273,7 @@ class Evidence:
 
 
 def images_aligned(evidence: Sequence[Evidence], wanted: Size | None, path: Path) -> tuple[Size | None, float | None]:
-    """Size and pixel size of the images an alignment was made on, from all that says it; (None, None) where nothing does.
+    """Size and pixel size of the images an alignment was made on, from all that says it, else (None, None).
 
     Args:
         evidence: the best first. The size of an aligned image may have its sides turned.
@@ -280,7 +287,7 @@ def images_aligned(evidence: Sequence[Evidence], wanted: Size | None, path: Path
     straight = [_straight(one, wanted if k == 0 else evidence[0].size) for k, one in enumerate(evidence)]
     first = straight[0]
     for other in straight[1:]:
-        if not _like(other.size, first.size, 1.0):
+        if not alike(other.size, first.size, 1.0):
             raise InputError(
                 f"{path}: {first.what} says that it was made on images of {first.size[0]} x {first.size[1]}, "
                 f"{other.what} of {other.size[0]} x {other.size[1]}; remove what is out of date"
@@ -290,24 +297,10 @@ def images_aligned(evidence: Sequence[Evidence], wanted: Size | None, path: Path
 
 
 def _straight(one: Evidence, like: Size | None) -> Evidence:
-    nx, ny = one.size
-    if one.may_be_turned and like is not None and (nx - ny) * (like[0] - like[1]) < 0:
-        return replace(one, size=(ny, nx))
-    return one
+    return replace(one, size=turned_like(one.size, like)) if one.may_be_turned and like is not None else one
 
 
-def _like(size: Size, other: Size, factor: float) -> bool:
-    """Whether images of one size show what those of the other do, ``factor`` times larger.
-
-    A binned image may have lost a pixel or two at the edge.
-    """
-    ratio = np.array(other) / np.array(size)
-    return bool(np.abs(ratio / factor - 1).max() <= SCALE_TOLERANCE + 2 / min(*size, *other))
-
-
-def fitted(
-    alignment: Alignment, images: Images | Size | None, path: Path, notes: list[str]
-) -> Alignment:
+def fitted(alignment: Alignment, images: Images | Size | None, path: Path, notes: list[str]) -> Alignment:
     """The alignment in the pixels of a series, checked against its number and size of images.
 
     Raises:
@@ -324,12 +317,14 @@ def fitted(
     own = alignment.pixel_size_A
     if alignment.image_size == size:
         if own and pixel and abs(own / pixel - 1) > OTHER_PIXEL:
-            notes.append(f"{path}: says a pixel size of {own:.4g} Å, the images have {pixel:.4g} Å and its lengths in px")
+            notes.append(
+                f"{path}: says a pixel size of {own:.4g} Å, the images have {pixel:.4g} Å and its lengths in px"
+            )
         return alignment if own else replace(alignment, pixel_size_A=pixel)
-    factor = _factor(alignment.image_size, size)
-    wrong = not _like(alignment.image_size, size, factor)
+    factor = growth(alignment.image_size, size)
+    wrong = not alike(alignment.image_size, size, factor)
     if pixel and own and not wrong:
-        wrong = not _like(alignment.image_size, size, own / pixel)
+        wrong = not alike(alignment.image_size, size, own / pixel)
         factor = own / pixel
     if wrong:
         sizes = f"images of {alignment.image_size[0]} x {alignment.image_size[1]}"
@@ -343,16 +338,7 @@ def fitted(
     return scaled(alignment, factor, size, pixel)
 
 
-def _factor(size: Size, wanted: Size) -> float:
-    """By how much images grew: a whole number, or one over it, where lost pixels allow one."""
-    factor = float((np.array(wanted) / np.array(size)).mean())
-    whole = round(factor) if factor > 1 else 1 / round(1 / factor)
-    return float(whole) if _like(size, wanted, whole) and abs(whole / factor - 1) < SCALE_TOLERANCE else factor
-
-
-def scaled(
-    alignment: Alignment, factor: float, image_size: Size, pixel_size_A: float | None = None
-) -> Alignment:
+def scaled(alignment: Alignment, factor: float, image_size: Size, pixel_size_A: float | None = None) -> Alignment:
     """The same alignment for images whose pixels are smaller by ``factor`` (lengths in px grow by it)."""
     warp = alignment.warp
     if warp is not None:

@@ -1,7 +1,7 @@
 """Do two stacks hold the odd and the even frames of a series? One or two images from the middle tell.
 
-What both halves share with the full stack is the specimen, and with its frames the noise, too. A half that is blank, the
-same as its sibling or as the full stack, or that shows something else, would make every error bar and FSC a fiction.
+What both halves share with the full stack is the specimen, and with its frames the noise, too. A half that is blank,
+the same as its sibling or as the full stack, or that shows something else, would make error bars and FSC a fiction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ JUDGED_SIZE = 128
 SAME = 1 - 1e-6
 """Correlation at which two images are one, but for a factor."""
 UNLIKE = 0.2
-"""Below it, a half and the full stack show different things; frames of one image share more than this by noise alone."""
+"""Below it, a half and the full stack show different things; by noise alone frames of one image share more."""
 LOOK_AROUND = 0.6
 """Below it, the other images of the series are looked at: one of them may be this one."""
 MORE = 0.1

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.io.belonging.order import SAME_TILT_DEG, compare, order_of, shown
+from inrtomo.io.belonging.sizes import alike, growth, turned_like
 from inrtomo.io.mdoc import Mdoc
 
 Array = NDArray[np.float64]
@@ -88,15 +89,11 @@ def _mdoc_pixel_size(mdoc: Mdoc | None, name: str, size: tuple[int, int]) -> tup
         return None, ""
     if mdoc.image_size is None or min(mdoc.image_size) < 1 or sorted(mdoc.image_size) == sorted(size):
         return mdoc.pixel_size_A, ""
-    was = mdoc.image_size
-    turned = (was[0] - was[1]) * (size[0] - size[1]) < 0
-    ratio = np.array(was[::-1] if turned else was) / np.array(size)
-    factor = float(ratio.mean())
+    was = turned_like(mdoc.image_size, size)
+    factor = growth(size, was)
     images = f"images of {was[0]} x {was[1]}"
-    if np.abs(ratio / factor - 1).max() > SAME_SHAPE + 2 / min(*size, *was):
+    if not alike(size, was, factor):
         return None, f"{name}: its pixel size is of {images}, these are {size[0]} x {size[1]}; it is not used"
-    if factor > 1 and abs(factor / round(factor) - 1) < SAME_SHAPE:
-        factor = float(round(factor))
     said = f"{name}: its pixel size, {mdoc.pixel_size_A:.4g} Å, is of {images}; times {factor:.4g} for these"
     return mdoc.pixel_size_A * factor, said
 
@@ -155,8 +152,8 @@ def _retaken(mdoc: Mdoc, tilt_deg: Array) -> Sections | None:
     said = []
     if fewer:
         said.append(
-            f"more than one section is at {shown(np.array(fewer))} degrees and the stack has fewer images there: these are "
-            "taken to be the last recorded, after the dose of those before"
+            f"more than one section is at {shown(np.array(fewer))} degrees and the stack has fewer images there: these "
+            "are taken to be the last recorded, after the dose of those before"
         )
     if alike:
         said.append(

@@ -1,7 +1,7 @@
 """Two lists of tilt angles of the same images: are they in one order, and if not, which entry is which image?
 
-Refined angles differ from recorded ones by an offset common to all, by a scale near 1, sometimes by their sign, and by a
-few degrees each. So these are taken off first, robustly; what is left over tells one order from another. That the
+Refined angles differ from recorded ones by an offset common to all, by a scale near 1, sometimes by their sign, and by
+a few degrees each. So these are taken off first, robustly; what is left over tells one order from another. That the
 entries are in the order of the images is believed unless another order fits far better: a reordering that is wrong is
 worse than angles that wander.
 """
@@ -206,7 +206,7 @@ def _order_of_some(angles: Array, recorded: Array, turns: tuple[Array, Array] | 
 
 
 def _told_apart(at: Ints, angles: Array, recorded: Array, turns: tuple[Array, Array] | None) -> Ints | None:
-    """Entries of angles that several images have, given to the image of the nearest turn; None where that is unclear."""
+    """Entries of angles that several images have, given to the image of the nearest turn; None where unclear."""
     at = at.copy()
     for entry, image in enumerate(at):
         alike = np.flatnonzero(np.abs(recorded - recorded[image]) < SAME_TILT_DEG)
@@ -223,6 +223,14 @@ def _spacing(recorded: Array) -> float:
     steps = np.diff(np.sort(recorded))
     steps = steps[steps >= SAME_TILT_DEG]
     return float(np.median(steps)) if len(steps) else 0.0
+
+
+def in_another_order(angles: Array, recorded: Array) -> bool:
+    """Whether two lists of recorded angles are the same ones, but not in one order."""
+    if len(angles) != len(recorded):
+        return False
+    same = np.abs(np.sort(angles) - np.sort(recorded)).max(initial=0.0) < SAME_TILT_DEG
+    return bool(same and np.abs(angles - recorded).max(initial=0.0) > SURE_DEG)
 
 
 def shown(angles: Array) -> str:

@@ -43,15 +43,15 @@ def images_of_rows(
         raise InputError(f"{path}: mentions image {wrong} of {n_tilts}; give the file of this series")
     if kept is not None and len(kept) < n_tilts and given == list(range(1, len(kept) + 1)):
         notes.append(
-            f"{path}: has {len(given)} rows for {n_tilts} images and is taken to number the {len(kept)} images that the "
-            "alignment uses, in their order"
+            f"{path}: has {len(given)} rows for {n_tilts} images and is taken to number the {len(kept)} images that "
+            "the alignment uses, in their order"
         )
         return np.array(kept, dtype=np.int64)[np.array(numbers) - 1]
     missing = sorted(set(range(1, n_tilts + 1)) - set(given))
     if missing and (given[0] > 1 or given[-1] < n_tilts):
         raise InputError(
-            f"{path}: has {len(given)} rows, numbered {given[0]} to {given[-1]}, for {n_tilts} images; give the file of "
-            "this series, with a row for each"
+            f"{path}: has {len(given)} rows, numbered {given[0]} to {given[-1]}, for {n_tilts} images; give the file "
+            "of this series, with a row for each"
         )
     if missing:
         filled = ", ".join(map(str, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
@@ -75,8 +75,8 @@ def images_by_angle(angles: Array, tilt_deg: Array | None, path: str | Path, not
         if len(angles) < len(tilt_deg):
             return None
         raise InputError(
-            f"{path}: its rows are in the order {shown(angles)} degrees, the images in the order {shown(tilt_deg)}, and "
-            f"{found.why_not}; give the file of this series"
+            f"{path}: its rows are in the order {shown(angles)} degrees, the images in the order {shown(tilt_deg)}, "
+            f"and {found.why_not}; give the file of this series"
         )
     if not found.is_same or len(angles) < len(tilt_deg):
         notes.append(f"{path}: its rows were given to images by their tilt angles")
