@@ -317,3 +317,43 @@ def test_a_stack_without_angles_has_to_have_as_many_images(inr: Inr, tmp_path: P
     (tmp_path / "ts.rawtlt").unlink()
     source = written(tmp_path, aligned(SORTED), "warp")
     assert_refused(inr("convert", source, tmp_path / "o.json", "--stack", tmp_path / "ts.mrc"), "13 images")
+
+
+@pytest.mark.parametrize("form", ["aretomo", "relion5", "warp", "json", "imod"])
+@pytest.mark.parametrize("binned", [2, 4])
+def test_every_format_is_scaled_to_binned_images(tmp_path: Path, form: str, binned: int) -> None:
+    record = aligned(SORTED + 3, size=(96, 80))
+    warped = written(tmp_path, replace(record, thickness_px=60.0), form)
+    series = a_stack(tmp_path / "raw" / "ts.mrc", SORTED, (96 // binned, 80 // binned), PIXEL * binned)
+    notes: list[str] = []
+    back = read_record(warped, series, notes)
+    # lengths in Warp's files are from the first pixel's corner, which binning by cutting a transform leaves in place
+    within = 0.5 if form == "warp" else 0.01
+    np.testing.assert_allclose(back.alignment.shift_px[:, 0], SORTED / binned, atol=within)
+    assert back.alignment.image_size == series.size
+    if back.thickness_px is not None:
+        assert back.thickness_px == pytest.approx(60 / binned)
+    # the same where the header was never told its pixel size
+    if form not in ("relion5", "warp"):
+        series = a_stack(tmp_path / "raw" / "ts.mrc", SORTED, (96 // binned, 80 // binned), 1.0)
+        np.testing.assert_allclose(read_alignment(warped, series).shift_px[:, 0], SORTED / binned, atol=0.01)
+
+
+@pytest.mark.parametrize("form", ["relion5", "warp", "json"])
+def test_sizes_and_pixel_sizes_that_say_different_scales(tmp_path: Path, form: str) -> None:
+    """Half as many pixels, of the same size: a part of the images, or binned by somebody who did not say so."""
+    source = written(tmp_path, aligned(SORTED, size=(96, 80)), form)
+    series = a_stack(tmp_path / "raw" / "ts.mrc", SORTED, SIZE, PIXEL)
+    if form == "relion5":  # its size is not in the file
+        write_stack(tmp_path / "ts.mrc", np.ones((N, 80, 96), np.float32), PIXEL)
+    with pytest.raises(InputError, match=r"96 x 80.* 48 x 40"):
+        read_alignment(source, series)
+
+
+def test_a_calibration_of_a_few_percent_scales_nothing(tmp_path: Path) -> None:
+    for form in ("relion5", "warp", "json"):
+        source = written(tmp_path, aligned(SORTED), form)
+        series = a_stack(tmp_path / "raw" / "ts.mrc", SORTED, SIZE, 1.03 * PIXEL)
+        np.testing.assert_allclose(
+            read_alignment(source, series).shift_px[:, 0], SORTED, atol=0.01 if form != "relion5" else 2
+        )

@@ -24,7 +24,7 @@ from inrtomo.io.belonging.alignment import (
     images_aligned,
     on_images,
 )
-from inrtomo.io.belonging.metadata import known_pixel_size
+from inrtomo.io.belonging.metadata import known_pixel_size, mdoc_pixel_size
 from inrtomo.io.belonging.sizes import TOLERANCE
 from inrtomo.io.belonging.tables import checked_views
 from inrtomo.io.files import check_output, make_folder, read_text, write_text
@@ -46,6 +46,8 @@ SMALLEST_DETERMINANT = 1e-3
 SAME_TRANSFORM = 2e-3
 """Difference (px over the image) up to which ``.xf`` and warp file hold the same linear part."""
 DEFAULT_THICKNESS_PX = 200
+LEAST_SIDE = 16
+"""Of images (px); a smaller stack only stands for one, its header for its images' angles."""
 
 
 def write_alignment(
@@ -146,6 +148,10 @@ def read_record(
             thickness_px=_thickness(path),
         )
     record = replace(record, alignment=_checked(record.alignment, path))
+    if path.suffix == ".aln" and record.nominal_tilt_deg is None and not isinstance(series, TiltSeries):
+        notes.append(
+            f"{path.name}: has no AlphaOffset, so it is not known how far its angles are from the recorded ones"
+        )
     if own_rows and path.suffix == ".xf":
         _check_not_of_its_aligned_stack(record.alignment, path, series)
     images = Images.of_series(series) if isinstance(series, TiltSeries) else series
@@ -188,12 +194,10 @@ def _read_star_of_relion(path: Path, series: TiltSeries | tuple[int, int] | None
             raise
     size, pixel = _size_of(series), _pixel_of(series)
     assert size is not None
-    record = read_relion(path, size, pixel, _base_of(series), notes)
-    own = record.alignment.pixel_size_A
+    own = read_relion(path, size, pixel, _base_of(series)).alignment.pixel_size_A
     if pixel and own and abs(pixel / own - 1) > TOLERANCE:
         size = (round(size[0] * pixel / own), round(size[1] * pixel / own))
-        record = read_relion(path, size, pixel, _base_of(series))
-    return record
+    return read_relion(path, size, pixel, _base_of(series), notes)
 
 
 def _is_aretomo_folder(folder: Path) -> bool:
@@ -387,7 +391,9 @@ def _read_mdoc(path: Path, image_size: tuple[int, int] | None, notes: list[str])
     axis = "is not said and taken as 0" if mdoc.axis_deg is None else f"is taken as {mdoc.axis_deg:g} degrees"
     notes.append(f"{path.name}: has recorded angles only, so all shifts are 0; the tilt axis {axis}")
     name = Path(path.stem).stem if Path(path.stem).suffix in STACK_SUFFIXES else path.stem
-    alignment = Alignment.identity(mdoc.tilt_deg, size, mdoc.axis_deg or 0.0, mdoc.pixel_size_A)
+    pixel, said = mdoc_pixel_size(mdoc, path.name, size)
+    notes += [said] if said else []
+    alignment = Alignment.identity(mdoc.tilt_deg, size, mdoc.axis_deg or 0.0, pixel)
     return SeriesRecord(alignment, name, mdoc.tilt_deg, mdoc.prior_exposure_e_A2)
 
 
@@ -615,4 +621,5 @@ def _header(stack: Path, n: int) -> MrcHeader | None:
         header = read_header(stack) if stack.is_file() else None
     except InputError:
         return None
-    return header if header is not None and header.shape[0] == n else None
+    sound = header is not None and header.shape[0] == n and min(header.shape[1:]) >= LEAST_SIDE
+    return header if sound else None

@@ -93,7 +93,6 @@ def read_aln_record(
         excluded=dict(sorted(excluded.items())),
     )
     if aln.alpha_offset is None:
-        notes.append(f"{name}: has no AlphaOffset, so of the recorded angles it is not known by how much TILT is off")
         return SeriesRecord(alignment, series_name(path), None, thickness_px=aln.thickness_px)
     return SeriesRecord(alignment, series_name(path), nominal, thickness_px=aln.thickness_px)
 

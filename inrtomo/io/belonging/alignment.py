@@ -25,6 +25,9 @@ Ints = NDArray[np.int64]
 
 OTHER_PIXEL = 0.02
 """Pixel sizes that differ by more are said; calibrations differ by a percent."""
+CALIBRATIONS = 0.06
+"""What two calibrations of one microscope may differ by."""
+IN_ANGSTROM = (".star", ".xml")
 SCALE_SAID = 0.03
 NAMED_STACK = "the stack they name"
 SHOWN = 4
@@ -77,7 +80,7 @@ def on_images(record: SeriesRecord, images: Images, path: Path, notes: list[str]
     """
     a = record.alignment
     at, how, comparison = _places(record, images, path)
-    notes += _said_of(comparison, path, images)
+    notes += _said_of(comparison, at, path, images)
     if a.n_tilts == images.n_tilts and (at == np.arange(a.n_tilts)).all():
         own = record.nominal_tilt_deg is not None and record.stack is not None and how == NAMED_STACK
         return record if own else replace(record, nominal_tilt_deg=images.tilt_deg)
@@ -193,7 +196,7 @@ def _compare_used(a: Alignment, recorded: Array) -> Comparison:
     return replace(comparison, rest=rest)
 
 
-def _said_of(comparison: Comparison, path: Path, images: Images) -> list[str]:
+def _said_of(comparison: Comparison, at: Ints, path: Path, images: Images) -> list[str]:
     """Sentences on what is unusual about angles that were taken."""
     said = []
     if not comparison.is_plausible:
@@ -210,7 +213,7 @@ def _said_of(comparison: Comparison, path: Path, images: Images) -> list[str]:
     if abs(comparison.scale - 1) > SCALE_SAID:
         said.append(f"{path}: its angles are {comparison.scale:.3f} times the recorded ones of {images.path}")
     if len(comparison.odd_ones):
-        odd = ", ".join(f"{k} by {abs(comparison.rest[k]):.0f}" for k in comparison.odd_ones[:SHOWN])
+        odd = ", ".join(f"{at[k]} by {abs(comparison.rest[k]):.0f}" for k in comparison.odd_ones[:SHOWN])
         said.append(f"{path}: recorded angles differ from its refined ones in images {odd} degrees; check its order")
     return said
 
@@ -317,15 +320,17 @@ def fitted(alignment: Alignment, images: Images | Size | None, path: Path, notes
     own = alignment.pixel_size_A
     if alignment.image_size == size:
         if own and pixel and abs(own / pixel - 1) > OTHER_PIXEL:
-            notes.append(
-                f"{path}: says a pixel size of {own:.4g} Å, the images have {pixel:.4g} Å and its lengths in px"
-            )
+            said = f"{path}: says a pixel size of {own:.4g} Å, the images of this size have {pixel:.4g} Å"
+            if path.suffix in IN_ANGSTROM and abs(own / pixel - 1) > CALIBRATIONS:
+                raise InputError(f"{said}, and its lengths are in Å; correct one of them, or give its own images")
+            notes.append(f"{said}; its lengths in px are taken")
         return alignment if own else replace(alignment, pixel_size_A=pixel)
     factor = growth(alignment.image_size, size)
     wrong = not alike(alignment.image_size, size, factor)
     if pixel and own and not wrong:
-        wrong = not alike(alignment.image_size, size, own / pixel)
-        factor = own / pixel
+        wrong = abs(own / pixel / factor - 1) > CALIBRATIONS
+        # numbers of pixels are exact, where one is a multiple of the other
+        factor = factor if factor == round(factor) or 1 / factor == round(1 / factor) else own / pixel
     if wrong:
         sizes = f"images of {alignment.image_size[0]} x {alignment.image_size[1]}"
         sizes += f" with {own:.4g} Å/px" if pixel and own else ""
@@ -334,6 +339,8 @@ def fitted(alignment: Alignment, images: Images | Size | None, path: Path, notes
             + (f" with {pixel:.4g} Å/px" if pixel and own else "")
             + "; give the alignment of this series"
         )
+    if max(abs(a - b) for a, b in zip(size, alignment.image_size, strict=True)) <= 1 and abs(factor - 1) < OTHER_PIXEL:
+        return replace(alignment, image_size=size, pixel_size_A=own or pixel)  # a pixel at the edge
     notes.append(f"alignment scaled by {factor:.4g} from images of {alignment.image_size} to {size}")
     return scaled(alignment, factor, size, pixel)
 

@@ -64,7 +64,7 @@ def pixel_size_of(
         said.append(f"the header's pixel size, {header_A:.4g} Å, is not one of an electron microscope; it is not used")
     if header is not None and across_A is not None and abs(across_A / header - 1) > SAME_SHAPE:
         said.append(f"the header's pixels are {header:.4g} Å along x and {across_A:.4g} Å along y; the first is used")
-    noted, scale_said = _mdoc_pixel_size(mdoc, mdoc_name, size)
+    noted, scale_said = mdoc_pixel_size(mdoc, mdoc_name, size)
     if given_A is not None:
         for other, whose in ((header, "the header"), (noted, mdoc_name)):
             if other is not None and abs(given_A / other - 1) > OTHER_PIXEL:
@@ -83,7 +83,7 @@ def pixel_size_of(
     return PixelSize(None, "", tuple(said))
 
 
-def _mdoc_pixel_size(mdoc: Mdoc | None, name: str, size: tuple[int, int]) -> tuple[float | None, str]:
+def mdoc_pixel_size(mdoc: Mdoc | None, name: str, size: tuple[int, int]) -> tuple[float | None, str]:
     """The ``.mdoc``'s pixel size for images of ``size``, and what has to be said."""
     if mdoc is None or mdoc.pixel_size_A is None:
         return None, ""
