@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment
+from inrtomo.commands._aligned_stack import thickness_beside
 from inrtomo.errors import InputError
 from inrtomo.io import imod
 from inrtomo.io.alignment_files import read_alignment, read_record
@@ -18,10 +19,11 @@ from inrtomo.io.belonging.order import compare, order_of
 from inrtomo.io.convert import write_record
 from inrtomo.io.mrc import write_stack
 from inrtomo.io.series_record import SeriesRecord
+from inrtomo.io.star import read_star
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
 from tests.running import Inr, assert_refused
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 SIZE, N, PIXEL, STEP = (48, 40), 13, 8.0, 8.0
 SORTED: Array = np.arange(N) * STEP - 48
@@ -290,7 +292,51 @@ def test_recorded_angles_are_the_stacks(tmp_path: Path) -> None:
     assert any("AlphaOffset" in note for note in notes)
 
 
+# --- files that are written over keep what is of the same images only
+
+
+def test_what_a_warp_file_held_of_images_in_another_order_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "ts.xml"
+    write_record(path, aligned(SORTED), "warp")
+    path.write_text(
+        path.read_text().replace("</TiltSeries>", "<GridCTF><Node Z='3' Value='2.5'/></GridCTF></TiltSeries>")
+    )
+    _, notes = write_record(path, aligned(SORTED + 5), "warp", overwrite=True)
+    assert "GridCTF" in path.read_text() and any("keeps" in note for note in notes)
+    _, notes = write_record(path, aligned(SORTED[DOSE_SYMMETRIC]), "warp", overwrite=True)
+    assert "GridCTF" not in path.read_text() and any("another order" in note for note in notes)
+
+
+def test_columns_of_relion_follow_the_images(tmp_path: Path) -> None:
+    record = replace(aligned(SORTED), nominal_tilt_deg=SORTED)
+    write_record(tmp_path / "tomograms.star", record, "relion5")
+    star = tmp_path / "tilt_series" / "ts.star"
+    lines = star.read_text().splitlines()
+    last = max(k for k, line in enumerate(lines) if line.startswith("_"))
+    rows = [f"{line} m{k}" for k, line in enumerate(line for line in lines[last + 1 :] if "@" in line)]
+    star.write_text("\n".join([*lines[: last + 1], "_rlnMicrographMovieName #99", *rows]) + "\n")
+    there = replace(aligned(SORTED[DOSE_SYMMETRIC], SORTED[DOSE_SYMMETRIC]), nominal_tilt_deg=SORTED[DOSE_SYMMETRIC])
+    write_record(tmp_path / "tomograms.star", there, "relion5", overwrite=True)
+    movies = read_star(star)["ts"]["rlnMicrographMovieName"]
+    assert movies == [f"m{k}" for k in DOSE_SYMMETRIC]
+
+
 # --- commands
+
+
+def test_a_thickness_in_px_of_other_images(tmp_path: Path) -> None:
+    """60 px of 8 Å are 48 nm in whatever stack the alignment is used."""
+    source = written(tmp_path, replace(aligned(SORTED), thickness_px=60.0), "json")
+    assert thickness_beside(source, "ts", 4 * PIXEL) == (pytest.approx(48.0), str(source))
+
+
+@pytest.mark.parametrize("command", ["recon", "export"])
+def test_commands_say_what_was_put_in_order(inr: Inr, tmp_path: Path, command: str) -> None:
+    a_stack(tmp_path / "raw" / "ts.mrc", SORTED[DOSE_SYMMETRIC])
+    source = written(tmp_path, aligned(SORTED + 2), "imod")
+    more = ("--method", "fbp", "--thickness", "20") if command == "recon" else ()
+    result = inr(command, tmp_path / "raw" / "ts.mrc", source, "-o", tmp_path / "o.mrc", *more)
+    assert result.exit_code == 0 and "put in the order of" in " ".join(result.output.split()), result.output
 
 
 def test_compare_puts_entries_in_one_order(inr: Inr, tmp_path: Path) -> None:

@@ -161,7 +161,8 @@ def test_single_views_of_imod_by_their_angle(tmp_path: Path) -> None:
     tilt = np.arange(-30, 31, 10.0)
     text = "".join(f"{k + 1} {k + 1} {t} {t} {2000 + 10 * t:.1f}{' 2' * (k == 0)}\n" for k, t in enumerate(tilt))
     (tmp_path / "a.defocus").write_text(text)
-    order, notes = np.array([3, 4, 2, 5, 1, 6, 0]), []
+    notes: list[str] = []
+    order = np.array([3, 4, 2, 5, 1, 6, 0])
     found = read_ctf(tmp_path / "a.defocus", 7, notes, tilt_deg=tilt[order])
     assert found.defocus_A == pytest.approx(20000 + 100 * tilt[order]) and len(notes) == 1
     more = np.arange(-50, 31, 10.0)

@@ -65,7 +65,12 @@ def read_ctf(
     # a second column of thousands is Å, not the last view of a range
     if commented or min(row[1] if len(row) > 1 else 0.0 for row in table) > MAX_VIEW / 100:
         entries, hand = _ctffind(table, path)
-        entries = _of_images(entries, images_of_rows([e[0] + 1 for e in entries], n_tilts, path, kept, notes))
+        if len(table[0]) == ARETOMO_COLUMNS and tilt_deg is not None and (np.diff(tilt_deg) < 0).any():
+            notes.append(
+                f"{path}: its numbers are taken as those of images in the stack, which is not sorted by angle; AreTomo "
+                "sorts images before it numbers them, so check which it was"
+            )
+        entries = _of_images(entries, images_of_rows([e[0] + 1 for e in entries], n_tilts, path, kept, notes).tolist())
     else:
         entries, hand = _imod(table, path)
         entries = _views_of_stack(entries, table, n_tilts, path, kept, tilt_deg, notes)
