@@ -431,6 +431,8 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     if warp_file is not None:
         _check_same_linear(path, warp_path, linear, shift, warp_file)
         made_on.insert(0, Evidence(warp_path.name, warp_file.size, warp_file.pixel_size_A))
+    if size is not None:
+        made_on = [one for one in made_on if min(one.size) >= LEAST_SIDE]
     own_size, own_pixel = images_aligned(made_on, size, path)
     if own_size is not None:
         size, pixel = own_size, own_pixel
@@ -621,5 +623,4 @@ def _header(stack: Path, n: int) -> MrcHeader | None:
         header = read_header(stack) if stack.is_file() else None
     except InputError:
         return None
-    sound = header is not None and header.shape[0] == n and min(header.shape[1:]) >= LEAST_SIDE
-    return header if sound else None
+    return header if header is not None and header.shape[0] == n else None
