@@ -26,6 +26,8 @@ UNLIKE = 0.2
 """Below it, a half and the full stack show different things; by noise alone frames of one image share more."""
 LOOK_AROUND = 0.6
 """Below it, the other images of the series are looked at: one of them may be this one."""
+ENOUGH = 1536
+"""Pixels along a side, about the middle of an image, that are looked at."""
 MORE = 0.1
 """By how much another image has to be more alike."""
 
@@ -82,7 +84,9 @@ def _with_content(full: ImageStack) -> list[int]:
 
 
 def _seen(image: F32) -> F32:
-    """An image about its mean, pixels that are no numbers set to it; zeros where it shows nothing."""
+    """The middle of an image about its mean, pixels that are no numbers set to it; zeros where it shows nothing."""
+    ny, nx = (max(0, (side - ENOUGH) // 2) for side in image.shape)
+    image = image[ny : ny + ENOUGH, nx : nx + ENOUGH]
     good = np.isfinite(image)
     if not good.any() or np.ptp(image[good]) == 0:
         return np.zeros_like(image)
@@ -103,7 +107,7 @@ def _coarse(image: F32) -> Array:
 
 def _alike(one: NDArray, other: NDArray) -> float:
     """Correlation of two images about their means."""
-    a, b = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
+    a, b = (image.ravel().astype(np.float64) for image in (one, other))
     a, b = a - a.mean(), b - b.mean()
     size = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / size if size > 0 else 0.0
