@@ -171,3 +171,14 @@ def test_single_views_of_imod_by_their_angle(tmp_path: Path) -> None:
         read_ctf(tmp_path / "a.defocus", 9, tilt_deg=more * 1.4 + 3)
     with pytest.raises(InputError, match="order -30, -20"):
         read_ctf(tmp_path / "a.defocus", 7, tilt_deg=np.array([60.0, -50, 40, 55, -10, 58, 3]))
+
+
+def test_ranges_of_views_of_other_angles_are_said(tmp_path: Path) -> None:
+    tilt = np.arange(-60, 61, 10.0)
+    text = "".join(f"{k + 1} {k + 3} {tilt[k]} {tilt[k + 2]} {2000 + k}{' 2' * (k == 0)}\n" for k in range(0, 11, 2))
+    (tmp_path / "a.defocus").write_text(text)
+    notes: list[str] = []
+    read_ctf(tmp_path / "a.defocus", 13, notes, tilt_deg=tilt + 2)
+    assert not notes
+    read_ctf(tmp_path / "a.defocus", 13, notes, tilt_deg=tilt[np.argsort(np.abs(tilt), kind="stable")])
+    assert len(notes) == 1 and "angles of its views" in notes[0]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
-from inrtomo.io.belonging.tables import images_by_angle, images_of_rows
+from inrtomo.io.belonging.tables import check_angles_of_ranges, images_by_angle, images_of_rows
 from inrtomo.io.files import read_text
 from inrtomo.io.imod import list_text
 
@@ -128,6 +128,7 @@ def _views_of_stack(
         if images is None:
             images = images_of_rows([first + 1 for first, *_ in entries], n_tilts, path, kept, notes)
         return _of_images(entries, images.tolist())
+    check_angles_of_ranges(entries, np.array([row[2:4] for row in table[-len(entries) :]]), tilt_deg, path, notes)
     covered = {view for first, last, *_ in entries if first >= 0 for view in range(first, min(last, n_tilts - 1) + 1)}
     left = [view + 1 for view in range(n_tilts) if view not in covered]
     if left:

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.errors import InputError
-from inrtomo.io.belonging.order import order_of, shown
+from inrtomo.io.belonging.order import compare, order_of, shown
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SHOWN = 6
+LEAST_RANGES = 3
+"""Of fewer, angles say nothing once their offset is taken off."""
 
 
 def images_of_rows(
@@ -81,6 +83,26 @@ def images_by_angle(angles: Array, tilt_deg: Array | None, path: str | Path, not
     if not found.is_same or len(angles) < len(tilt_deg):
         notes.append(f"{path}: its rows were given to images by their tilt angles")
     return found.at
+
+
+def check_angles_of_ranges(
+    ranges: Sequence[tuple[int, int, float, float, float, float]],
+    angles: Array,
+    tilt_deg: Array | None,
+    path: str | Path,
+    notes: list[str],
+) -> None:
+    """A sentence where ranges of views (from 0) have tilt angles ``(k, 2)`` that are not those of the images."""
+    if tilt_deg is None or len(ranges) < LEAST_RANGES or not np.isfinite(angles).all() or np.ptp(angles) == 0:
+        return
+    if not all(0 <= first <= last < len(tilt_deg) for first, last, *_ in ranges):
+        return
+    of_images = np.array([tilt_deg[first : last + 1].mean() for first, last, *_ in ranges])
+    if not compare(angles.mean(axis=1), of_images, (1,)).is_plausible:
+        notes.append(
+            f"{path}: the angles of its views ({shown(angles.mean(axis=1))}) are not those of the images "
+            f"({shown(of_images)}); check that it is of this stack, in this order"
+        )
 
 
 def checked_views(views: Iterable[int], n_tilts: int, path: str | Path) -> list[int]:
