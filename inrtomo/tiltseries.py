@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from inrtomo.errors import InputError
 from inrtomo.io.angle_files import read_angles
+from inrtomo.io.belonging.halves import why_not_halves
+from inrtomo.io.belonging.metadata import known_pixel_size, pixel_size_of, sections_of
+from inrtomo.io.belonging.order import in_another_order, shown
 from inrtomo.io.images import LIST_SUFFIXES, ImageStack, open_images
 from inrtomo.io.imod import list_text
 from inrtomo.io.mdoc import Mdoc, read_mdoc
@@ -24,15 +27,12 @@ MIN_TILTS = 3
 RADIANS_BELOW = 2.0
 """Many distinct angles, all of them smaller than this, are radians."""
 RADIANS_TILTS = 5
-SAME_TILT_DEG = 0.5
 STACK_SUFFIXES = (".mrc", ".st", ".ali", ".mrcs", ".map", ".tif", ".tiff")
 HALVES = (("_odd", "_even"), ("_ODD", "_EVN"), ("_Odd", "_Even"), ("_ODD", "_EVEN"))
 SHOWN = 4
 """Damaged images named in a message."""
 REPAIR_RADIUS = 2
 """A bad pixel becomes the median of the good ones in a square of twice this plus one."""
-NO_PIXEL_SIZE_A = 1.0
-"""What many programs write when they were not told a pixel size."""
 
 
 class NoAnglesError(InputError):
@@ -53,7 +53,10 @@ class TiltSeries:
         axis_deg: nominal tilt axis of the ``.mdoc``'s title (IMOD's sense as SerialEM writes it), or None.
         excluded: stack index -> reason, images not to use.
         odd, even: stacks of the half-exposures, or None.
+        taken: turn of every image among all exposures ``(n,)``, those without an image in the stack counted, or None.
+        movies: name of every image's movie, from the ``.mdoc``, or None.
         sources: what -> where it was found, to be printed.
+        remarks: sentences on what was found and does not fit, to be printed.
         bad_pixels: stack index -> number of NaN or infinite pixels replaced, for excluded images read so far.
     """
 
@@ -69,6 +72,9 @@ class TiltSeries:
     excluded: dict[int, str] = field(default_factory=dict)
     odd: Path | None = None
     even: Path | None = None
+    taken: Ints | None = None
+    movies: tuple[str, ...] | None = None
+    remarks: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
     bad_pixels: dict[int, int] = field(default_factory=dict)
 
@@ -80,6 +86,13 @@ class TiltSeries:
     def size(self) -> tuple[int, int]:
         """(nx, ny) of an image."""
         return self.stack.shape[2], self.stack.shape[1]
+
+    @property
+    def known_pixel_size_A(self) -> float | None:
+        """The pixel size, None where it is only the 1 Å of a header that was never told."""
+        return (
+            self.pixel_size_A if self.sources.get("pixel size") == "as given" else known_pixel_size(self.pixel_size_A)
+        )
 
     @property
     def included(self) -> Ints:
@@ -261,41 +274,35 @@ def _set_tilts(series: TiltSeries, tilt_angles: str | Path | None, record: Mdoc 
         )
     check_tilt_angles(series.tilt_deg, n, series.path if source == "extended header" else source)
     series.sources["tilt angles"] = source
-
-
-def _sections_of_stack(series: TiltSeries, record: Mdoc) -> Ints | None:
-    """Section of the ``.mdoc`` for every image, or None where they cannot be matched.
-
-    By position where angles agree up to a common offset; otherwise, as in a stack sorted by angle, by rank.
-    """
-    if len(record.tilt_deg) != series.n_tilts:
-        nearest = np.abs(record.tilt_deg[None] - series.tilt_deg[:, None]).argmin(axis=1)
-        apart = np.abs(record.tilt_deg[nearest] - series.tilt_deg)
-        return nearest if len(set(nearest.tolist())) == series.n_tilts and apart.max() < SAME_TILT_DEG else None
-    by_rank = np.empty(series.n_tilts, dtype=np.int64)
-    by_rank[np.argsort(series.tilt_deg, kind="stable")] = np.argsort(record.tilt_deg, kind="stable")
-    for sections in (np.arange(series.n_tilts), by_rank):
-        difference = record.tilt_deg[sections] - series.tilt_deg
-        if np.abs(difference - np.median(difference)).max() < SAME_TILT_DEG:
-            return sections
-    return None
+    header = series.stack.tilt_deg
+    if header is not None and in_another_order(series.tilt_deg, header):
+        series.remarks.append(
+            f"{source}: its angles ({shown(series.tilt_deg)}) are those in the header of {series.path} "
+            f"({shown(header)}) in another order; check which is the images'"
+        )
 
 
 def _set_dose(series: TiltSeries, record: Mdoc | None) -> None:
     """Acquisition order and doses from the ``.mdoc``."""
     if record is None:
         return
-    sections = _sections_of_stack(series, record)
+    found = sections_of(record, series.tilt_deg)
     source = series.sources["mdoc"]
-    if sections is None:
+    if found is None:
         series.sources["mdoc"] = f"{source}: left out, its angles are not those of the stack"
+        series.remarks.append(series.sources["mdoc"])
         return
+    sections = found.of_images
+    series.remarks += [f"{source}: {said}" for said in found.said]
     series.axis_deg = record.axis_deg
     order = record.order
     if order is not None:
+        series.taken = order[sections]
         # ranks among the images of the stack, should some sections have no image
-        series.order = np.argsort(np.argsort(order[sections])).astype(np.int64)
+        series.order = np.argsort(np.argsort(series.taken)).astype(np.int64)
         series.sources["acquisition order"] = source
+    if record.movies is not None:
+        series.movies = tuple(record.movies[section] for section in sections)
     dose, prior = record.dose_e_A2, record.prior_exposure_e_A2
     if dose is not None and dose.min() >= 0 and dose.max() > 0:
         series.dose_per_tilt = dose[sections]
@@ -307,20 +314,15 @@ def _set_dose(series: TiltSeries, record: Mdoc | None) -> None:
 
 def _set_pixel_size(series: TiltSeries, given: float | None, record: Mdoc | None) -> None:
     """Pixel size as given, else the header's, else the ``.mdoc``'s."""
-    if given is not None:
-        if not (np.isfinite(given) and given > 0):
-            raise InputError(f"{series.path}: {given} is not a pixel size; give Å per pixel")
-        series.pixel_size_A, series.sources["pixel size"] = float(given), "as given"
-        return
-    header = series.stack.pixel_size_A
-    noted = record.pixel_size_A if record is not None else None
-    if header is not None and (header != NO_PIXEL_SIZE_A or noted is None):
-        series.pixel_size_A = header
-        series.sources["pixel size"] = "header" + (
-            " (1 Å is also what a file says that was never told)" if header == NO_PIXEL_SIZE_A else ""
-        )
-    elif noted is not None:
-        series.pixel_size_A, series.sources["pixel size"] = noted, series.sources["mdoc"]
+    if given is not None and not (np.isfinite(given) and given > 0):
+        raise InputError(f"{series.path}: {given} is not a pixel size; give Å per pixel")
+    header = getattr(series.stack, "header", None)
+    across = None if header is None else header.pixel_size_y_A
+    source = series.sources.get("mdoc", "").partition(": left out")[0]
+    found = pixel_size_of(series.stack.pixel_size_A, across, record, source, series.size, given)
+    series.remarks += [f"{series.path}: {said}" for said in found.said]
+    if found.size_A is not None:
+        series.pixel_size_A, series.sources["pixel size"] = float(found.size_A), found.source
 
 
 def _set_excluded(series: TiltSeries, exclude: Iterable[int], include: Iterable[int] | None) -> None:
@@ -340,7 +342,7 @@ def _set_excluded(series: TiltSeries, exclude: Iterable[int], include: Iterable[
 
 
 def _set_halves(series: TiltSeries) -> None:
-    """Stacks of odd and even frames beside the full one, when both are there and of its size."""
+    """Stacks of odd and even frames beside the full one, when both are there and hold its frames."""
     if series.path.is_dir() or series.path.suffix.lower() in LIST_SUFFIXES:
         return
     for odd_end, even_end in HALVES:
@@ -348,8 +350,10 @@ def _set_halves(series: TiltSeries) -> None:
             paths = [series.path.with_name(series.name + end + suffix) for end in (odd_end, even_end)]
             if not all(path.is_file() for path in paths):
                 continue
-            if any(open_images(path).shape != series.stack.shape for path in paths):
-                series.sources["odd and even"] = f"{paths[0]}, {paths[1]}: left out, not the size of the stack"
+            why_not = why_not_halves(series.stack, [open_images(path) for path in paths], list(map(str, paths)))
+            if why_not is not None:
+                series.sources["odd and even"] = f"{paths[0]}, {paths[1]}: left out, {why_not}"
+                series.remarks.append(f"odd and even frames are left out: {why_not}")
                 continue
             series.odd, series.even = paths
             series.sources["odd and even"] = f"{paths[0]}, {paths[1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,9 @@ def test_pixel_size_from_the_mdoc_where_the_header_has_none(stack: Path) -> None
 
 @pytest.mark.parametrize("ends", [("_odd", "_even"), ("_ODD", "_EVN")])
 def test_odd_and_even_companions(stack: Path, ends: tuple[str, str]) -> None:
-    for end in ends:
-        write_stack(stack.with_name(f"ts{end}.mrc"), IMAGES, 2.0)
+    noise = RNG.normal(size=IMAGES.shape).astype(np.float32)
+    for end, half in zip(ends, (IMAGES + noise, IMAGES - noise), strict=True):
+        write_stack(stack.with_name(f"ts{end}.mrc"), half / 2, 2.0)
     series = open_tilt_series(stack)
     assert series.odd == stack.with_name(f"ts{ends[0]}.mrc") and series.even == stack.with_name(f"ts{ends[1]}.mrc")
     # a half on its own finds the angles of the full stack
@@ -287,3 +289,164 @@ def test_a_simulated_series_says_all_it_knows(tiny_series: Path) -> None:
     series = open_tilt_series(tiny_series / "ts.mrc")
     assert series.odd is not None and series.order is not None and series.exposure_e_A2 is not None
     assert series.axis_deg == 0
+
+
+# --- metadata of other images
+
+
+def retaken(path: Path, turns: list[tuple[float, int]]) -> Path:
+    """An .mdoc with sections (angle, minute) and 3 e/Å2 each."""
+    text = "[T =     Tilt axis angle = 84.1, binning = 1]\n"
+    for k, (angle, minute) in enumerate(turns):
+        text += f"[ZValue = {k}]\nTiltAngle = {angle}\nExposureDose = 3\nDateTime = 01-Jan-24  10:{minute:02d}:00\n"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_tilt_that_was_taken_twice(stack: Path, in_time: bool) -> None:
+    """Of two sections at one angle the later is in the stack; all that come after have the dose of both."""
+    taken = [float(TILT[k]) for k in np.argsort(DOSE_SYMMETRIC)]
+    turns = [(a, t) for t, a in enumerate([*taken[:4], taken[3], *taken[4:]])]
+    retaken(stack.parent / "ts.mrc.mdoc", turns if in_time else sorted(turns))
+    series = open_tilt_series(stack)
+    expected = 3.0 * np.array([t + (t >= 3) for t in DOSE_SYMMETRIC])
+    assert series.exposure_e_A2 is not None and series.exposure_e_A2.tolist() == expected.tolist()
+    assert series.order is not None and series.order.tolist() == DOSE_SYMMETRIC
+    assert series.taken is not None and (3.0 * series.taken).tolist() == expected.tolist()
+    assert any("more than one section is at" in said for said in series.remarks)
+
+
+def test_an_mdoc_recorded_from_plus_to_minus(stack: Path) -> None:
+    """The stack sorted from minus to plus: in the opposite order, and not of the other sign."""
+    mdoc(stack.parent / "ts.mrc.mdoc", TILT[::-1], list(range(N)))
+    series = open_tilt_series(stack)
+    assert series.order is not None and series.order.tolist() == list(range(N))[::-1]
+
+
+def test_an_mdoc_with_fewer_sections_is_left_out_and_said(stack: Path) -> None:
+    mdoc(stack.parent / "ts.mrc.mdoc", TILT[:-1], list(range(N - 1)))
+    series = open_tilt_series(stack)
+    assert series.order is None and any("left out" in said for said in series.remarks)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "pixel", "said"),
+    [
+        ("15 12", 4.0, None),
+        ("60 48", 16.0, "times 4"),
+        ("61 49", 16.0, "times 4"),
+        ("96 48", None, "it is not used"),
+    ],
+)
+def test_an_mdoc_of_images_of_another_size(stack: Path, image_size: str, pixel: float | None, said: str | None) -> None:
+    """4 Å at 60 x 48 are 16 Å in a stack of 15 x 12."""
+    write_stack(stack, IMAGES, None, overwrite=True)
+    path = mdoc(stack.parent / "ts.mrc.mdoc")
+    path.write_text(f"ImageSize = {image_size}\n" + path.read_text())
+    series = open_tilt_series(stack)
+    assert series.pixel_size_A == (None if pixel is None else pytest.approx(pixel))
+    assert [r for r in series.remarks if said and said in r] if said else not series.remarks
+
+
+def test_pixel_sizes_that_contradict_each_other_are_said(stack: Path) -> None:
+    mdoc(stack.parent / "ts.mrc.mdoc")
+    series = open_tilt_series(stack)
+    assert series.pixel_size_A == 2.0 and any("header says 2 Å" in said and "4 Å" in said for said in series.remarks)
+    series = open_tilt_series(stack, pixel_size_A=8.0)
+    assert series.pixel_size_A == 8.0 and sum("given, 8 Å" in said for said in series.remarks) == 2
+    (stack.parent / "ts.mrc.mdoc").unlink()
+    assert not open_tilt_series(stack, pixel_size_A=2.02).remarks
+
+
+@pytest.mark.parametrize("pixel", [1e-3, 2e3, 1e6, np.nan, 0.0, -3.0])
+def test_header_pixel_sizes_that_cannot_be(stack: Path, pixel: float) -> None:
+    raw = bytearray(stack.read_bytes())
+    raw[40:52] = np.array([NX * pixel, NY * pixel, N * pixel], "<f4").tobytes()
+    stack.write_bytes(raw)
+    assert open_tilt_series(stack).pixel_size_A is None
+    mdoc(stack.parent / "ts.mrc.mdoc")
+    assert open_tilt_series(stack).pixel_size_A == 4.0
+
+
+def test_pixels_that_are_not_square_are_said(stack: Path) -> None:
+    raw = bytearray(stack.read_bytes())
+    raw[44:48] = np.array([NY * 3.0], "<f4").tobytes()
+    stack.write_bytes(raw)
+    series = open_tilt_series(stack)
+    assert series.pixel_size_A == 2.0 and any("2 Å along x and 3 Å along y" in said for said in series.remarks)
+
+
+def test_angles_in_another_order_than_the_headers(tmp_path: Path) -> None:
+    """SerialEM's extended header goes with the images wherever they go."""
+    stack = write_stack(tmp_path / "ts.mrc", IMAGES, 2.0)
+    raw = bytearray(stack.read_bytes())
+    raw[92:96] = np.array([2 * N], "<i4").tobytes()
+    raw[128:132] = np.array([2, 1], "<i2").tobytes()
+    in_header = TILT[np.argsort(DOSE_SYMMETRIC)]
+    stack.write_bytes(bytes(raw[:1024]) + np.round(100 * in_header).astype("<i2").tobytes() + bytes(raw[1024:]))
+    angles(tmp_path / "ts.rawtlt")
+    assert any("another order" in said for said in open_tilt_series(stack).remarks)
+    angles(tmp_path / "ts.rawtlt", in_header + 0.02)
+    assert not open_tilt_series(stack).remarks
+
+
+# --- halves
+
+
+def frames(n: int = 11, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Odd and even frames of images that change slowly, with more noise than signal."""
+    rng = np.random.default_rng(4)
+    y, x = np.mgrid[:size, :size] / size
+    signal = np.stack([np.sin(9 * x + 0.15 * k) * np.cos(7 * y - 0.1 * k) for k in range(n)])
+    return tuple((signal + 1.5 * rng.normal(size=signal.shape)).astype(np.float32) + 40 for _ in range(2))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("good", None),
+        ("mean", None),
+        ("integers", None),
+        ("one dark image", None),
+        ("blank", "ts_odd.mrc is blank"),
+        ("zeros", "ts_odd.mrc is blank"),
+        ("fewer", "ts_odd.mrc has 10 images"),
+        ("smaller", "ts_odd.mrc has 11 images of 64 x 60"),
+        ("siblings", "ts_odd.mrc and .*ts_even.mrc are the same"),
+        ("scaled siblings", "ts_odd.mrc and .*ts_even.mrc are the same"),
+        ("the full stack", "ts_odd.mrc is the same as the full stack"),
+        ("another series", "ts_odd.mrc does not show"),
+        ("backwards", "ts_odd.mrc has its images in another order"),
+        ("by one", "ts_odd.mrc has its images in another order"),
+    ],
+)
+def test_halves_are_the_frames_of_the_stack(tmp_path: Path, kind: str, said: str | None) -> None:
+    odd, even = frames()
+    full = (odd + even) / (2 if kind == "mean" else 1)
+    if kind == "integers":
+        odd, even, full = (np.round(20 * a) for a in (odd, even, full))
+    if kind == "one dark image":
+        for a in (odd, even, full):
+            a[5] = 0
+    odd = {
+        "blank": np.full_like(odd, 7.3),
+        "zeros": np.zeros_like(odd),
+        "fewer": odd[:-1],
+        "smaller": odd[:, :60],
+        "siblings": even,
+        "scaled siblings": 2 * even + 1,
+        "the full stack": full / 2,
+        "another series": np.random.default_rng(9).normal(size=odd.shape),
+        "backwards": odd[::-1],
+        "by one": np.roll(odd, 1, axis=0),
+    }.get(kind, odd)
+    path = write_stack(tmp_path / "ts.mrc", full, 2.0)
+    write_stack(tmp_path / "ts_odd.mrc", odd, 2.0)
+    write_stack(tmp_path / "ts_even.mrc", even, 2.0)
+    angles(tmp_path / "ts.rawtlt", np.linspace(-50, 50, len(full)))
+    series = open_tilt_series(path)
+    if said is None:
+        assert series.odd is not None and not series.remarks
+    else:
+        assert series.odd is None and re.search(said, series.remarks[0]) and len(series.remarks) == 1

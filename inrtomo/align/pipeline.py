@@ -41,8 +41,8 @@ from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.fields import DensityField
 from inrtomo.geometry import axis_angle, axis_rotation, rotation_about_x, rotation_about_y
-from inrtomo.io.alignment_files import scaled
 from inrtomo.io.alignment_json import alignment_from_dict, alignment_to_dict
+from inrtomo.io.belonging.alignment import scaled
 from inrtomo.io.mrc import open_stack
 from inrtomo.metrics.alignment import folded_over_specimen
 from inrtomo.projection import Lattice

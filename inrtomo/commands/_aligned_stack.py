@@ -56,7 +56,7 @@ def read_aligned_stack(
     if aligned_already and not alignment_path.is_file():
         raise InputError(f"{alignment_path}: no such file; check the name")
     series = _open(stack, alignment_path, pixel_size_A, aligned_already)
-    notes = row_order_notes(series.stack)
+    notes = [*series.remarks, *row_order_notes(series.stack)]
     thickness_px: float | None = None
     if aligned_already:
         alignment = Alignment.identity(series.tilt_deg, series.size)
@@ -68,7 +68,7 @@ def read_aligned_stack(
     else:
         record = read_record(alignment_path, series, notes)
         alignment, thickness_px = record.alignment, record.thickness_px
-    pixel = series.pixel_size_A or alignment.pixel_size_A
+    pixel = series.known_pixel_size_A or alignment.pixel_size_A or series.pixel_size_A
     if pixel is None:
         raise InputError(f"{stack}: its header has no pixel size; give {pixel_size_named}")
     outside = [tilt for tilt in exclude if tilt >= series.n_tilts]
@@ -76,7 +76,8 @@ def read_aligned_stack(
         raise InputError(f"--exclude {outside[0]}: there are {series.n_tilts} tilts, counted from 0")
     excluded = {**alignment.excluded, **series.excluded, **dict.fromkeys(exclude, "--exclude")}
     alignment = replace(alignment, pixel_size_A=pixel, excluded=excluded)
-    pixel_source = series.sources.get("pixel size", str(alignment_path))
+    own = pixel == series.pixel_size_A
+    pixel_source = series.sources.get("pixel size", str(alignment_path)) if own else str(alignment_path)
     sources: list[tuple[str, object, str]] = [
         ("stack", f"{series.n_tilts} images, {series.size[0]} x {series.size[1]} px", str(stack)),
         ("pixel size", f"{pixel:.4g} Å", pixel_source),
@@ -147,7 +148,8 @@ def thickness_beside(alignment_path: Path, base: str, pixel_size_A: float) -> tu
             return numbers.check(values["thickness_nm"], f"{file}: thickness_nm", numbers.THICKNESS_NM), str(file)
         if values.get("thickness_px"):
             px = numbers.check(values["thickness_px"], f"{file}: thickness_px", numbers.THICKNESS_PX)
-            return px * pixel_size_A / 10, str(file)
+            of_images = (values.get("alignment") or {}).get("pixel_size_A")  # they may be binned otherwise
+            return px * float(of_images or pixel_size_A) / 10, str(file)
     return None
 
 

@@ -107,6 +107,8 @@ def listed_pair(path: Path, row: Row, orientation: str) -> Pair:
     stack, alignment, reference = (path.parent / row[name] for name in COLUMNS)
     pixel = numbers.read(row["inrPixelSize"], str(path)) if row["inrPixelSize"] else None
     given = read_aligned_stack(stack, alignment, pixel, pixel_size_named=f"the column inrPixelSize in {path}")
+    for note in (str(said) for what, said, _ in given.sources if what == "note"):
+        click.echo(f"{row['inrStack']}: {note}")
     volume, _ = read_volume(reference)
     volume = upright(volume, orientation)
     image: ImageReader = given.series.image

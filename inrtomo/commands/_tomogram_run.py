@@ -216,8 +216,12 @@ def defoci_of(ctf: str, given: AlignedStack) -> Defoci:
     """Defocus of every image, from a file or one for all (micrometres)."""
     microns = underfocus_um(ctf)
     if microns is None:
+        notes: list[str] = []
+        kept = given.alignment.included.tolist()
+        defoci = read_ctf(Path(ctf), given.series.n_tilts, notes, kept, given.series.tilt_deg)
         given.sources.append(("CTF", "of every image", ctf))
-        return read_ctf(Path(ctf), given.series.n_tilts)
+        given.sources.extend(("note", note, "") for note in notes)
+        return defoci
     given.sources.append(("CTF", f"{microns:g} um of underfocus", "--ctf"))
     return Defoci.of(microns * 1e4, given.series.n_tilts)
 

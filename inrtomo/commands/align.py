@@ -147,13 +147,13 @@ def main(
         return
     outputs.check(resume, overwrite)
     computing, *others = choose_several(device)
-    notes = row_order_notes(series.stack)
+    notes = [*series.remarks, *row_order_notes(series.stack)]
     raw = _named_from(folder, stack, notes)
     settings = AlignSettings(
         axis_deg=axis,
         axis_is_recorded=axis is not None and tilt_axis is None,
         thickness_px=None if thickness is None else thickness * 10 / series.pixel_size_A,
-        defocus_A=_defocus(defocus, series),
+        defocus_A=_defocus(defocus, series, notes),
         start=None if start is None else read_alignment(start, series, notes),
         fast=fast,
         level=not no_level,
@@ -217,7 +217,7 @@ def _axis(option: float | str | None, series: TiltSeries, start: Path | None) ->
     raise InputError(f"{series.path}: its tilt axis is not known; give --tilt-axis DEG, or auto to search for it")
 
 
-def _defocus(option: str | None, series: TiltSeries) -> float | tuple[float, ...] | None:
+def _defocus(option: str | None, series: TiltSeries, notes: list[str]) -> float | tuple[float, ...] | None:
     """Underfocus in Å: one value, or one per tilt from a file."""
     if option is None:
         return None
@@ -226,7 +226,7 @@ def _defocus(option: str | None, series: TiltSeries) -> float | tuple[float, ...
     except ValueError:
         from inrtomo.io.ctf import read_defocus
 
-        return tuple(float(v) for v in read_defocus(Path(option), series.n_tilts))
+        return tuple(float(v) for v in read_defocus(Path(option), series.n_tilts, notes, series.tilt_deg))
     if not 0.1 <= microns <= 20:
         raise InputError(f"--defocus {option}: must be from 0.1 to 20 um of underfocus; give micrometres")
     return microns * 1e4

@@ -17,7 +17,8 @@ from inrtomo.alignment import Alignment
 from inrtomo.commands._common import TILT_LIST, command, echo_defaults
 from inrtomo.errors import InputError
 from inrtomo.io import numbers
-from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.alignment_files import read_record
+from inrtomo.io.belonging.alignment import in_order_of
 from inrtomo.io.files import atomic_path, check_output, make_folder
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def main(
         make_folder(prefix.parent)
     for path in outputs:
         check_output(path, overwrite)
-    first, second = _read_both(a, b)
+    notes: list[str] = []
+    first, second = _read_both(a, b, notes)
     thickness_px, source = _thickness(thickness, first, second, a, b)
     pixel = second.pixel_size_A or first.pixel_size_A
     outside = [tilt for tilt in exclude if tilt >= second.n_tilts]
@@ -59,7 +61,7 @@ def main(
     from inrtomo.metrics.alignment import compare_alignments  # scipy: not for --help, nor for bad input
 
     shown = f"{thickness_px:.0f} px" if pixel is None else f"{thickness_px * pixel / 10:.0f} nm"
-    echo_defaults([("slab", shown, source)])
+    echo_defaults([("slab", shown, source), *(("note", note, "") for note in notes)])
     try:
         error = compare_alignments(first, second, thickness_px, exclude=exclude)
     except ValueError as problem:
@@ -75,13 +77,17 @@ def main(
         click.echo(f"wrote {outputs[0]} and {outputs[1].name}")
 
 
-def _read_both(a: Path, b: Path) -> tuple[Alignment, Alignment]:
-    """Read what says its own image size first: the other may be bare numbers."""
+def _read_both(a: Path, b: Path, notes: list[str]) -> tuple[Alignment, Alignment]:
+    """Read what says its own image size first, as the other may be bare numbers; entries in one order."""
     if _says_size(a) and not _says_size(b):
-        first = read_alignment(a)
-        return first, read_alignment(b, first.image_size)
-    second = read_alignment(b)
-    return read_alignment(a, second.image_size), second
+        first = read_record(a)
+        second = read_record(b, first.alignment.image_size)
+    else:
+        second = read_record(b)
+        first = read_record(a, second.alignment.image_size)
+    if first.alignment.n_tilts == second.alignment.n_tilts:
+        first = in_order_of(first, a, second, b, notes)
+    return first.alignment, second.alignment
 
 
 def _says_size(path: Path) -> bool:

@@ -12,6 +12,7 @@ from inrtomo.commands._aligned_stack import frame_row
 from inrtomo.commands._common import command, echo_defaults
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_record
+from inrtomo.io.belonging.metadata import known_pixel_size
 from inrtomo.io.convert import FORMATS, format_of, write_record
 from inrtomo.io.ctf import read_ctf
 from inrtomo.io.images import ImageList, row_order_notes
@@ -73,9 +74,17 @@ def main(source: Path, target: Path, form: str | None, stack: Path | None, ctf: 
     series, size, pixel = _read_stack(stack, notes)
     notes += [] if series is None else row_order_notes(series.stack)
     record = read_record(source, series if series is not None else size, notes)
+    count = record.alignment.n_tilts
+    if stack is not None and series is None and count != read_header(stack).shape[0]:
+        raise InputError(
+            f"{source}: aligns {count} images, {stack} has {read_header(stack).shape[0]} and no tilt angles to match "
+            f"them by; put {stack.stem}.rawtlt beside it"
+        )
     record = _completed(record, series, stack, pixel)
     if ctf is not None:
-        record = replace(record, defoci=read_ctf(ctf, record.alignment.n_tilts))
+        recorded = None if series is None else series.tilt_deg
+        kept = record.alignment.included.tolist()
+        record = replace(record, defoci=read_ctf(ctf, record.alignment.n_tilts, notes, kept, recorded))
     safe_name(record.name, stack or source)
     paths, said = write_record(target, record, form, None if stack is None else str(stack), overwrite)
     a = record.alignment
@@ -102,8 +111,9 @@ def _read_stack(stack: Path | None, notes: list[str]) -> tuple[TiltSeries | None
         series = open_tilt_series(stack)
     except NoAnglesError:
         header = read_header(stack)
-        notes.append(f"{stack}: has no tilt angles of its own; the number of its images is taken on trust")
-        return None, (header.shape[2], header.shape[1]), header.pixel_size_A
+        notes.append(f"{stack}: has no tilt angles of its own; the order of its images is taken on trust")
+        return None, (header.shape[2], header.shape[1]), known_pixel_size(header.pixel_size_A)
+    notes += series.remarks
     return series, series.size, series.pixel_size_A
 
 

@@ -126,7 +126,8 @@ def _exposure(given: AlignedStack, dose_per_tilt: float | None) -> tuple[Array, 
             raise InputError(f"--dose-per-tilt {dose_per_tilt:g}: must be positive; give e/Å²")
         if series.order is None:
             raise InputError(f"{series.path}: the order of its images is not known; put its .mdoc beside it")
-        exposure: Array = dose_per_tilt * (series.order.astype(np.float64) + 0.5)
+        turn = series.order if series.taken is None else series.taken
+        exposure: Array = dose_per_tilt * (turn.astype(np.float64) + 0.5)
         return exposure, "--dose-per-tilt and the order of recording"
     if series.exposure_e_A2 is None:
         raise InputError(f"{series.path}: no doses found; put its .mdoc beside it or give --dose-per-tilt")

@@ -5,22 +5,33 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inrtomo.alignment import Alignment, LocalWarp
+from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
-from inrtomo.geometry import axis_angle, turned_size
+from inrtomo.geometry import axis_angle, sides_turned
 from inrtomo.io import etomo, imod, numbers
 from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.io.aretomo import read_aln_record
+from inrtomo.io.belonging.alignment import (
+    Evidence,
+    Images,
+    fitted,
+    images_aligned,
+    on_images,
+)
+from inrtomo.io.belonging.metadata import mdoc_pixel_size
+from inrtomo.io.belonging.sizes import TOLERANCE
+from inrtomo.io.belonging.tables import checked_views
+from inrtomo.io.etomo_images import by_pixel_size, made_on
 from inrtomo.io.files import check_output, make_folder, read_text, write_text
 from inrtomo.io.mdoc import read_mdoc
-from inrtomo.io.mrc import read_header
 from inrtomo.io.plausible import check_plausible
 from inrtomo.io.relion import is_relion, read_relion
-from inrtomo.io.series_record import SeriesRecord, on_stack, series_name
+from inrtomo.io.series_record import SeriesRecord, series_name
 from inrtomo.io.star import read_star
 from inrtomo.io.warp import read_warp_xml
 from inrtomo.tiltseries import TiltSeries
@@ -30,11 +41,12 @@ Array = NDArray[np.float64]
 STACK_SUFFIXES = (".mrc", ".st", ".ali", ".mrcs", ".map")
 NOT_THE_ALIGNMENT = ("_warp", "_fid", "_rot", "_nonfid", "local", "_patch-tracking", "_prexf")
 """Endings of ``.xf`` files that lie beside the one that holds the alignment."""
-SCALE_TOLERANCE = 0.01
 SMALLEST_DETERMINANT = 1e-3
 SAME_TRANSFORM = 2e-3
 """Difference (px over the image) up to which ``.xf`` and warp file hold the same linear part."""
 DEFAULT_THICKNESS_PX = 200
+LEAST_SIDE = 16
+"""Of images (px); a smaller stack only stands for one, its header for its images' angles."""
 
 
 def write_alignment(
@@ -132,14 +144,26 @@ def read_record(
         own_rows = path.suffix == ".xf" and _is_aretomo_folder(path.parent)
         alignment = _read_imod(path, None if own_rows and not isinstance(series, tuple) else series, series, notes)
         record = SeriesRecord(
-            alignment, series_name(path), _recorded_angles(path, alignment.n_tilts), thickness_px=_thickness(path)
+            alignment,
+            series_name(path),
+            _recorded_angles(path, alignment.n_tilts, notes),
+            thickness_px=_thickness(path),
         )
     record = replace(record, alignment=_checked(record.alignment, path))
+    if path.suffix == ".aln" and record.nominal_tilt_deg is None and not isinstance(series, TiltSeries):
+        notes.append(
+            f"{path.name}: has no AlphaOffset, so it is not known how far its angles are from the recorded ones"
+        )
     if own_rows and path.suffix == ".xf":
         _check_not_of_its_aligned_stack(record.alignment, path, series)
-    if own_rows and series is not None and not isinstance(series, tuple):
-        record = on_stack(record, series, path, notes)
-    alignment = fitted(record.alignment, series, path, notes)
+    images = Images.of_series(series) if isinstance(series, TiltSeries) else series
+    if isinstance(images, Images):
+        if path.suffix == ".aln" and record.alignment.n_tilts == images.n_tilts:
+            record = replace(record, nominal_tilt_deg=None)  # reckoned from the refined ones: they say no more
+        record = on_images(record, images, path, notes)
+    if path.suffix == ".aln":
+        record = replace(record, alignment=_dark_as_the_rest(record))
+    alignment = fitted(record.alignment, images, path, notes)
     factor = alignment.image_size[0] / record.alignment.image_size[0]
     thickness = None if record.thickness_px is None else record.thickness_px * factor
     if given.is_dir() and given.name.endswith("_Imod"):
@@ -172,12 +196,10 @@ def _read_star_of_relion(path: Path, series: TiltSeries | tuple[int, int] | None
             raise
     size, pixel = _size_of(series), _pixel_of(series)
     assert size is not None
-    record = read_relion(path, size, pixel, _base_of(series), notes)
-    own = record.alignment.pixel_size_A
-    if pixel and own and abs(pixel / own - 1) > SCALE_TOLERANCE:
+    own = read_relion(path, size, pixel, _base_of(series)).alignment.pixel_size_A
+    if pixel and own and abs(pixel / own - 1) > TOLERANCE:
         size = (round(size[0] * pixel / own), round(size[1] * pixel / own))
-        record = read_relion(path, size, pixel, _base_of(series))
-    return record
+    return read_relion(path, size, pixel, _base_of(series), notes)
 
 
 def _is_aretomo_folder(folder: Path) -> bool:
@@ -201,20 +223,30 @@ def _all_identity(linear: Array, shift: Array) -> bool:
     return len(linear) > 1 and bool((linear == np.eye(2)).all() and not shift.any())
 
 
-def _recorded_angles(path: Path, n: int) -> Array | None:
+def _recorded_angles(path: Path, n: int, notes: list[str]) -> Array | None:
     """Recorded angles beside an ``.xf``: a ``.rawtlt``, or the list in AreTomo's folder, which has the lowest first."""
     base = path.with_name(path.stem.removesuffix("_warp"))
     raw, tilt_file = base.with_suffix(".rawtlt"), base.with_suffix(".tlt")
-    if raw.is_file():
-        angles = imod.read_angles(raw)
-        return angles if len(angles) == n else None
     lists = sorted(path.parent.glob("*_order_list.csv")) if _is_aretomo_folder(path.parent) else []
-    if len(lists) != 1 or not tilt_file.is_file():
+    source = raw if raw.is_file() else lists[0] if len(lists) == 1 and tilt_file.is_file() else None
+    if source is None:
         return None
-    angles, refined = np.sort(_order_list(lists[0])), imod.read_angles(tilt_file)
-    if not len(angles) == len(refined) == n:
+    angles = imod.read_angles(raw) if source == raw else np.sort(_order_list(source))
+    refined = None if source == raw else imod.read_angles(tilt_file)
+    if len(angles) != n or (refined is not None and len(refined) != n):
+        notes.append(f"{source}: does not have the angles of {n} images; it is not used")
         return None
-    return np.asarray(angles[np.argsort(np.argsort(refined, kind="stable"))])
+    return angles if refined is None else np.asarray(angles[np.argsort(np.argsort(refined, kind="stable"))])
+
+
+def _dark_as_the_rest(record: SeriesRecord) -> Alignment:
+    """With the offset of the refined angles also in those of dark images, which an ``.aln`` has as recorded."""
+    a, nominal = record.alignment, record.nominal_tilt_deg
+    if nominal is None or not a.excluded or not len(a.included):
+        return a
+    tilt, dark = a.tilt_deg.copy(), sorted(a.excluded)
+    tilt[dark] = nominal[dark] + np.median((tilt - nominal)[a.included])
+    return replace(a, tilt_deg=tilt)
 
 
 def _order_list(path: Path) -> Array:
@@ -245,6 +277,7 @@ def _checked(alignment: Alignment, path: Path) -> Alignment:
         shapes_fit &= warp.x.ndim == 1 and warp.y.ndim == 1 and min(len(warp.x), len(warp.y)) > 0
         shapes_fit &= warp.vectors.shape == (alignment.n_tilts, len(warp.y), len(warp.x), 2)
         shapes_fit &= warp.interpolation in ("bilinear", "bicubic")
+    shapes_fit &= all(0 <= image < alignment.n_tilts for image in alignment.excluded)
     if not shapes_fit or not all(np.isfinite(array).all() for array in arrays):
         raise InputError(f"{path}: its alignment is damaged; give another file")
     if np.abs(np.linalg.det(alignment.linear)).min() < SMALLEST_DETERMINANT:
@@ -259,55 +292,6 @@ def _evenly_rising(nodes: Array) -> bool:
     return len(steps) == 0 or bool(steps.min() > 0 and np.ptp(steps) <= 1e-3 * steps.max())
 
 
-def fitted(
-    alignment: Alignment, series: TiltSeries | tuple[int, int] | None, path: Path, notes: list[str]
-) -> Alignment:
-    """The alignment in the pixels of a series, checked against its number and size of images."""
-    if series is None:
-        return alignment
-    size, pixel = _size_of(series), None
-    assert size is not None
-    if not isinstance(series, tuple):
-        pixel = series.pixel_size_A
-        if alignment.n_tilts != series.n_tilts:
-            raise InputError(
-                f"{path}: aligns {alignment.n_tilts} images, {series.path} has {series.n_tilts}; give the alignment "
-                "of this series"
-            )
-    if alignment.image_size == size:
-        return alignment if alignment.pixel_size_A else replace(alignment, pixel_size_A=pixel)
-    ratio = np.array(size) / np.array(alignment.image_size)
-    factor = float(ratio.mean())
-    if pixel and alignment.pixel_size_A:
-        factor = alignment.pixel_size_A / pixel
-    # a binned image may have lost a pixel or two at the edge
-    if np.abs(ratio / factor - 1).max() > SCALE_TOLERANCE + 2 / min(alignment.image_size):
-        raise InputError(
-            f"{path}: is for images of {alignment.image_size[0]} x {alignment.image_size[1]}, these have "
-            f"{size[0]} x {size[1]}; give the alignment of this series"
-        )
-    notes.append(f"alignment scaled by {factor:.4g} from images of {alignment.image_size} to {size}")
-    return scaled(alignment, factor, size, pixel)
-
-
-def scaled(
-    alignment: Alignment, factor: float, image_size: tuple[int, int], pixel_size_A: float | None = None
-) -> Alignment:
-    """The same alignment for images whose pixels are smaller by ``factor`` (lengths in px grow by it)."""
-    warp = alignment.warp
-    if warp is not None:
-        warp = LocalWarp(warp.x * factor, warp.y * factor, warp.vectors * factor, warp.interpolation)
-    if pixel_size_A is None and alignment.pixel_size_A:
-        pixel_size_A = alignment.pixel_size_A / factor
-    return replace(
-        alignment,
-        shift_px=alignment.shift_px * factor,
-        warp=warp,
-        image_size=image_size,
-        pixel_size_A=pixel_size_A,
-    )
-
-
 # --- where things are ----------------------------------------------------------------------------------------------
 
 
@@ -316,7 +300,7 @@ def _size_of(series: TiltSeries | tuple[int, int] | None) -> tuple[int, int] | N
 
 
 def _pixel_of(series: TiltSeries | tuple[int, int] | None) -> float | None:
-    return None if series is None or isinstance(series, tuple) else series.pixel_size_A
+    return None if series is None or isinstance(series, tuple) else series.known_pixel_size_A
 
 
 def _base_of(series: TiltSeries | tuple[int, int] | None) -> str | None:
@@ -386,11 +370,26 @@ def _read_json(path: Path) -> SeriesRecord:
             exposure,
             tuple(map(str, images)) if isinstance(images, list) and len(images) == alignment.n_tilts else None,
             float(thickness) if thickness else None,
+            stack=_stack_of(inputs),
         )
     except KeyError as error:
         raise InputError(f"{path}: holds no alignment ({error} is missing); give BASE_align.json") from None
     except (ValueError, TypeError, IndexError, AttributeError, OverflowError, ZeroDivisionError):
         raise InputError(f"{path}: its alignment is damaged; give another file") from None
+
+
+def _stack_of(inputs: dict[str, Any]) -> str | None:
+    """The stack that a result of ours is of image by image; None where angles beside the stack say that as well.
+
+    Angles that the user gave are known to the result alone; those beside the stack may have been put in a new order
+    together with it.
+    """
+    stack, sources = inputs.get("stack"), inputs.get("sources")
+    angles = sources.get("tilt angles") if isinstance(sources, dict) else None
+    if not isinstance(stack, str) or not stack:
+        return None
+    beside = isinstance(angles, str) and Path(angles).parent == Path(stack).parent
+    return None if beside and Path(str(angles)).name.startswith(f"{Path(stack).stem}.") else stack
 
 
 def _read_mdoc(path: Path, image_size: tuple[int, int] | None, notes: list[str]) -> SeriesRecord:
@@ -402,7 +401,9 @@ def _read_mdoc(path: Path, image_size: tuple[int, int] | None, notes: list[str])
     axis = "is not said and taken as 0" if mdoc.axis_deg is None else f"is taken as {mdoc.axis_deg:g} degrees"
     notes.append(f"{path.name}: has recorded angles only, so all shifts are 0; the tilt axis {axis}")
     name = Path(path.stem).stem if Path(path.stem).suffix in STACK_SUFFIXES else path.stem
-    alignment = Alignment.identity(mdoc.tilt_deg, size, mdoc.axis_deg or 0.0, mdoc.pixel_size_A)
+    pixel, said = mdoc_pixel_size(mdoc, path.name, size)
+    notes += [said] if said else []
+    alignment = Alignment.identity(mdoc.tilt_deg, size, mdoc.axis_deg or 0.0, pixel)
     return SeriesRecord(alignment, name, mdoc.tilt_deg, mdoc.prior_exposure_e_A2)
 
 
@@ -429,23 +430,29 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     if tilt is None:
         raise InputError(f"{tilt_file}: no such file; the alignment needs its tilt angles beside {path.name}")
     n = len(tilt)
-    linear, shift = imod.read_xf(path, n)
+    linear, shift = _transforms(path, n, notes)
     x_tilt = etomo.x_tilts_of(command, x_tilt_file, n, notes)
     project = etomo.project_of(path.parent, base.name)
     warp_path = base.with_name(base.name + "_warp.xf")
     warp_file = imod.read_warp(warp_path, n) if warp_path.is_file() else None
     size, pixel = _size_of(series), None
+    evidence = made_on(path.parent, base.name, n, sides_turned(axis_angle(linear)), command)
     if warp_file is not None:
-        pixel = warp_file.pixel_size_A
         _check_same_linear(path, warp_path, linear, shift, warp_file)
-        size = warp_file.size
-    elif size is None:
-        size, pixel = _size_beside(path.parent, base.name, command, axis_angle(linear))
+        evidence.insert(0, Evidence(warp_path.name, warp_file.size, warp_file.pixel_size_A))
+    if size is not None:
+        evidence = [one for one in evidence if min(one.size) >= LEAST_SIDE]
+    own_size, own_pixel = images_aligned(evidence, size, path)
+    if own_size is not None:
+        size, pixel = own_size, own_pixel
+    elif project is not None and isinstance(series, TiltSeries):
+        size, pixel = by_pixel_size(project[0], series, notes)
     if size is None:
         raise InputError(f"{path}: the size of its images is not known; put the stack {base.name}.mrc beside it")
     excluded: dict[int, str] = {}
     if command is None and project is not None:
-        excluded = {view: "left out in Etomo" for view in imod.etomo_excluded_views(*project) if 0 <= view < n}
+        views = checked_views(imod.etomo_excluded_views(*project), n, project[0])
+        excluded = {view: "left out in Etomo" for view in views}
     alignment = Alignment(
         tilt_deg=tilt,
         linear=warp_file.linear if warp_file else linear,
@@ -459,6 +466,15 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     if _all_identity(linear, shift):
         notes.append(f"{path.name}: every transform is the identity; it is for a stack that is aligned already")
     return _as_etomo_has_it(alignment, path, base.name, command, notes)
+
+
+def _transforms(path: Path, n: int, notes: list[str]) -> tuple[Array, Array]:
+    """The lines of an ``.xf`` for ``n`` images; IMOD takes a single one for all."""
+    linear, shift = imod.read_xf(path)
+    if len(linear) == 1 and n > 1:
+        notes.append(f"{path}: has one transform, which is applied to all {n} images")
+        return np.repeat(linear, n, axis=0), np.repeat(shift, n, axis=0)
+    return (linear, shift) if len(linear) == n else imod.read_xf(path, n)
 
 
 def _as_etomo_has_it(
@@ -493,6 +509,8 @@ def _read_warp(path: Path, series: TiltSeries | tuple[int, int] | None, notes: l
     command = etomo.tilt_command(path.parent, base, notes)
     tilt = etomo.angles_of(command, tilt_file, None if len(warp.linear) == 1 else len(warp.linear), notes)
     if tilt is not None:
+        if len(warp.linear) == 1 and len(tilt) > 1:
+            notes.append(f"{path}: has one section, which is applied to all {len(tilt)} images")
         warp = imod.read_warp(path, len(tilt))
     elif series is not None and not isinstance(series, tuple):
         tilt = series.tilt_deg
@@ -514,21 +532,3 @@ def _read_com(path: Path, series: TiltSeries | tuple[int, int] | None, notes: li
     if not target.is_file():
         raise InputError(f"{path}: names {name}, which is not there; put it beside, or give the .xf file itself")
     return (_read_warp if imod.is_warp_file(target) else _read_xf)(target, series, notes)
-
-
-def _size_beside(
-    folder: Path, base: str, command: imod.CommandFile | None, axis_deg: Array
-) -> tuple[tuple[int, int] | None, float | None]:
-    """Size and pixel size of the raw images from the stack beside an ``.xf``, or their size from ``tilt.com``.
-
-    ``FULLIMAGE`` is turned as aligned images are; turned twice it is raw again.
-    """
-    for suffix in STACK_SUFFIXES:
-        stack = folder / (base + suffix)
-        if suffix != ".ali" and stack.is_file():
-            header = read_header(stack)
-            return (header.shape[2], header.shape[1]), header.pixel_size_A
-    full = [] if command is None else command.numbers("FULLIMAGE", 2, quantity=numbers.SIZE_PX)
-    if full:
-        return turned_size((int(full[0]), int(full[1])), axis_deg), None
-    return None, None

@@ -110,12 +110,13 @@ def read_aln_record(
     rotation[index], offset[index] = aln.rows[:, 1], aln.rows[:, 3:5]
     tilt[index] = aln.rows[:, 9]
     kept = np.sort(index)
-    nominal[index] = tilt[index] - aln.alpha_offset
+    alpha = aln.alpha_offset or 0.0
+    nominal[index] = tilt[index] - alpha
     excluded = {}
     for section in set(range(total)) - set(kept.tolist()):
         known = aln.dark.get(section + base)
-        tilt[section] = known if known is not None else np.interp(section, kept, tilt[kept])
-        nominal[section] = known if known is not None else tilt[section] - aln.alpha_offset
+        tilt[section] = known + alpha if known is not None else np.interp(section, kept, tilt[kept])
+        nominal[section] = known if known is not None else tilt[section] - alpha
         excluded[section] = "left out by AreTomo" if known is None else "dark (AreTomo)"
     rigid = Rigid(rotation, offset)
     warp = _local_motion(aln, rigid, index, (size[0], size[1]), path) if len(aln.local) else None
@@ -128,6 +129,8 @@ def read_aln_record(
         warp,
         excluded=dict(sorted(excluded.items())),
     )
+    if aln.alpha_offset is None:
+        return SeriesRecord(alignment, series_name(path), None, thickness_px=aln.thickness_px)
     return SeriesRecord(alignment, series_name(path), nominal, thickness_px=aln.thickness_px)
 
 
@@ -214,7 +217,7 @@ class _Aln:
     raw_size: tuple[int, ...] = ()
     dark: dict[int, float] = field(default_factory=dict)
     header: dict[str, str] = field(default_factory=dict)
-    alpha_offset: float = 0.0
+    alpha_offset: float | None = None
     thickness_px: float | None = None
     rows: Array = field(default_factory=lambda: np.zeros((0, len(ROW))))
     local: Array = field(default_factory=lambda: np.zeros((0, len(LOCAL_ROW))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
 from inrtomo.io import numbers
+from inrtomo.io.belonging.tables import check_angles_of_ranges, images_by_angle, images_of_rows
 from inrtomo.io.files import read_text
+from inrtomo.io.imod import list_text
 
 Array = NDArray[np.float64]
 
@@ -28,18 +31,31 @@ MAX_VIEW = 100_000
 Entry = tuple[int, int, float, float, float, float]  # first, last, defocus 1 and 2 (Å), angle and phase shift (rad)
 
 
-def read_ctf(path: str | Path, n_tilts: int) -> Defoci:
+def read_ctf(
+    path: str | Path,
+    n_tilts: int,
+    notes: list[str] | None = None,
+    kept: Sequence[int] | None = None,
+    tilt_deg: Array | None = None,
+) -> Defoci:
     """Defocus, astigmatism and phase shift of every image in stack order.
 
     CTFFIND and AreTomo: ``image  defocus_1  defocus_2  azimuth  phase_shift ...`` in Å, degrees and radians, images
     counted from 1; AreTomo3 adds the hand. IMOD: ``first_view last_view angle angle defocus ...`` in nm, versions 1
     to 3 (the first line of 3 says whether astigmatism and phase shift follow, and the hand; a phase plate's cut-on
     frequency is not used); a view in several ranges gets their mean. The angle is the first defocus's direction.
-    Images that are not mentioned are interpolated from their neighbours in the stack.
+    Images between rows, and views that IMOD's ranges leave out, are interpolated from their neighbours in the stack,
+    which is said; a table of CTFFIND's kind needs a row for the first and the last image.
+
+    Args:
+        notes: receives sentences on what was filled in or matched.
+        kept: stack indices of the images that the alignment uses: a table may be of these alone.
+        tilt_deg: recorded angles ``(n_tilts,)``: the views of IMOD's format are held against them.
 
     Raises:
-        InputError: another format, images that the stack has not, values that are no defocus.
+        InputError: another format, images that the stack has not, fewer rows than images, values that are no defocus.
     """
+    notes = notes if notes is not None else []
     lines = [(k, line.strip()) for k, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
     commented = any(line.startswith("#") for _, line in lines)
     table = [_row(line.split(), f"{path}: line {k}") for k, line in lines if not line.startswith("#")]
@@ -48,8 +64,15 @@ def read_ctf(path: str | Path, n_tilts: int) -> Defoci:
     # a second column of thousands is Å, not the last view of a range
     if commented or min(row[1] if len(row) > 1 else 0.0 for row in table) > MAX_VIEW / 100:
         entries, hand = _ctffind(table, path)
+        if len(table[0]) == ARETOMO_COLUMNS and tilt_deg is not None and (np.diff(tilt_deg) < 0).any():
+            notes.append(
+                f"{path}: its numbers are taken as those of images in the stack, which is not sorted by angle; AreTomo "
+                "sorts images before it numbers them, so check which it was"
+            )
+        entries = _of_images(entries, images_of_rows([e[0] + 1 for e in entries], n_tilts, path, kept, notes).tolist())
     else:
         entries, hand = _imod(table, path)
+        entries = _views_of_stack(entries, table, n_tilts, path, kept, tilt_deg, notes)
     total, count = np.zeros((4, n_tilts)), np.zeros(n_tilts)
     rows = [k for k, line in lines if not line.startswith("#")][-len(entries) :]
     for row, (first, last, *values) in zip(rows, entries, strict=True):
@@ -84,9 +107,41 @@ def _row(words: list[str], at: str) -> list[float]:
     ]
 
 
-def read_defocus(path: str | Path, n_tilts: int) -> Array:
+def read_defocus(
+    path: str | Path, n_tilts: int, notes: list[str] | None = None, tilt_deg: Array | None = None
+) -> Array:
     """Underfocus in Å, mean of both axes, of every image in stack order, ``(n_tilts,)``; see `read_ctf`."""
-    return read_ctf(path, n_tilts).defocus_A
+    return read_ctf(path, n_tilts, notes, tilt_deg=tilt_deg).defocus_A
+
+
+def _of_images(entries: list[Entry], images: Sequence[int]) -> list[Entry]:
+    return [(int(k), int(k), *entry[2:]) for k, entry in zip(images, entries, strict=True)]
+
+
+def _views_of_stack(
+    entries: list[Entry],
+    table: list[list[float]],
+    n_tilts: int,
+    path: str | Path,
+    kept: Sequence[int] | None,
+    tilt_deg: Array | None,
+    notes: list[str],
+) -> list[Entry]:
+    """IMOD's ranges with views of this stack; one that lists every view singly is a table by image like CTFFIND's."""
+    single = len(entries) > 1 and [first for first, _, *_ in entries] == list(range(len(entries)))
+    single &= all(first == last for first, last, *_ in entries)
+    if single:
+        angles = np.array([(row[2] + row[3]) / 2 for row in table[-len(entries) :]])
+        images = images_by_angle(angles, tilt_deg, path, notes) if len(entries) <= n_tilts else None
+        if images is None:
+            images = images_of_rows([first + 1 for first, *_ in entries], n_tilts, path, kept, notes)
+        return _of_images(entries, images.tolist())
+    check_angles_of_ranges(entries, np.array([row[2:4] for row in table[-len(entries) :]]), tilt_deg, path, notes)
+    covered = {view for first, last, *_ in entries if first >= 0 for view in range(first, min(last, n_tilts - 1) + 1)}
+    left = [view + 1 for view in range(n_tilts) if view not in covered]
+    if left:
+        notes.append(f"{path}: says nothing of views {list_text(left)}; they are interpolated from those about them")
+    return entries
 
 
 def _ctffind(table: list[list[float]], path: str | Path) -> tuple[list[Entry], int]:

@@ -458,6 +458,17 @@ def etomo_excluded_views(path: str | Path, axis: str = "A") -> list[int]:
     return [view - 1 for view in parse_list(",".join(values), f"{path}: {key[:-1]}")]
 
 
+def etomo_pixel_size_A(path: str | Path) -> float | None:
+    """Pixel size of the raw stack in Etomo's project file (``.edf``, nm there), None where it has none."""
+    key = "Setup.PixelSize="
+    values = [line.removeprefix(key) for line in read_text(path).splitlines() if line.startswith(key)]
+    try:
+        size = 10 * float(values[-1]) if values else 0.0
+    except ValueError:
+        return None
+    return size if np.isfinite(size) and size > 0 else None
+
+
 def parse_list(text: str, where: str) -> list[int]:
     """``1,4-6`` -> [1, 4, 5, 6]; InputError naming ``where`` for anything else."""
     out: set[int] = set()

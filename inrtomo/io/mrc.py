@@ -82,6 +82,7 @@ class MrcHeader:
         tilt_deg: stage tilt of every section from the extended header, or None.
         labels: lines left by the programs that wrote the file, oldest first.
         sections_are_images: whether it says that it is a stack and no volume. Many programs leave that open.
+        pixel_size_y_A: along y, or None.
     """
 
     shape: tuple[int, int, int]
@@ -94,6 +95,7 @@ class MrcHeader:
     tilt_deg: Array | None
     labels: tuple[str, ...]
     sections_are_images: bool
+    pixel_size_y_A: float | None = None
 
 
 class MrcStack:
@@ -218,8 +220,8 @@ def read_header(path: str | Path) -> MrcHeader:
     labels = _labels(header)
     # a volume may keep the extended header of the stack it was made from
     images = _is_stack(header) or (tilt is not None and order_in(labels) is None)
-    pixel = _pixel_size(header) or pixel
-    return MrcHeader((nz, ny, nx), dtype, offset, byte_offset, from_top, axes, pixel, tilt, labels, images)
+    pixel, across = _pixel_size(header) or pixel, _pixel_size(header, "y")
+    return MrcHeader((nz, ny, nx), dtype, offset, byte_offset, from_top, axes, pixel, tilt, labels, images, across)
 
 
 def _in_byte_order(raw: bytes, path: Path) -> tuple[Any, str]:
@@ -270,9 +272,9 @@ def _labels(header: Any) -> tuple[str, ...]:
     return tuple(bytes(label).decode("ascii", "replace").strip("\0 ") for label in header["label"][:count])
 
 
-def _pixel_size(header: Any) -> float | None:
-    """Å a pixel along x, or None where cell or grid are missing or absurd."""
-    cell, grid = float(header["cella"]["x"]), int(header["mx"])
+def _pixel_size(header: Any, axis: str = "x") -> float | None:
+    """Å a pixel along an axis, or None where cell or grid are missing or absurd."""
+    cell, grid = float(header["cella"][axis]), int(header[f"m{axis}"])
     if grid < 1 or not np.isfinite(cell):
         return None
     size = cell / grid

@@ -31,6 +31,7 @@ from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
 from inrtomo.geometry import centre_index, rotation_about_x
 from inrtomo.io import keys, numbers
+from inrtomo.io.belonging.order import SAME_TILT_DEG, order_of
 from inrtomo.io.files import check_output, make_folder
 from inrtomo.io.keys import Section, left_out, no_matter, taken
 from inrtomo.io.mrc import read_header
@@ -38,7 +39,6 @@ from inrtomo.io.names import is_safe_name, safe_name
 from inrtomo.io.rigid import LocalGrid, Rigid, fit_local_shifts, hermite_spline, warp_from_local_shifts
 from inrtomo.io.series_record import SeriesRecord, series_name
 from inrtomo.io.star import Table, read_star, write_star
-from inrtomo.tiltseries import SAME_TILT_DEG
 
 Array = NDArray[np.float64]
 
@@ -540,13 +540,13 @@ def _keep_columns(path: Path, table: Table, overwrite: bool, notes: list[str]) -
     wanted = np.array([float(word) for word in table[angle]])
     if recorded is None or not len(recorded):
         return
-    nearest = np.abs(recorded[None] - wanted[:, None]).argmin(axis=1)
-    if np.abs(recorded[nearest] - wanted).max() > SAME_TILT_DEG or len(set(nearest.tolist())) != len(nearest):
+    places = order_of(wanted, recorded, same_zero=True).at
+    if places is None or np.abs(recorded[places] - wanted).max() > SAME_TILT_DEG:
         notes.append(f"{path.name}: what it held before is of other images and is not kept")
         return
     for column, words in old.items():
         if column == "rlnMicrographName" or (column not in table and column not in REPLACED):
-            table[column] = [words[k] for k in nearest]
+            table[column] = [words[k] for k in places]
     notes.append(f"{path.name}: keeps its other columns (movies, CTF)")
 
 

@@ -23,6 +23,7 @@ from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.geometry import specimen_to_aligned
 from inrtomo.io import keys, numbers
+from inrtomo.io.belonging.order import order_of
 from inrtomo.io.files import read_text, write_text
 from inrtomo.io.keys import Section, left_out, no_matter, taken
 from inrtomo.io.rigid import (
@@ -221,7 +222,10 @@ def _sampling(
     found = [p.get("Value", "") for p in root.findall("CTF/Param") if p.get("Name") == "PixelSize"]
     own = _finite(found[:1], "CTF PixelSize", path)
     extent = _attribute(root, "ImageDimensionsAngstrom", path, 2)
-    pixel = pixel_size_A or (float(own[0]) if len(own) and own[0] > 0 else None)
+    noted = float(own[0]) if len(own) and own[0] > 0 else None
+    # calibrated since then: the lengths are still those of its own pixels
+    fits = noted is not None and image_size is not None and bool((np.rint(extent / noted) == image_size).all())
+    pixel = noted if fits else pixel_size_A or noted
     if pixel is None and image_size is not None and extent.min() > 0:
         pixel = float((extent / np.array(image_size)).mean())
     if pixel is None:
@@ -370,7 +374,7 @@ def write_warp_xml(
     if a.pixel_size_A is None:
         raise InputError(f"{record.name}: its pixel size is not known, which Warp needs; give the stack with --stack")
     notes: list[str] = []
-    root = _template(path, a.n_tilts, overwrite, notes)
+    root = _template(path, a, overwrite, notes)
     pixel, name = a.pixel_size_A, path.name
     rigid = Rigid.part_of(a)
     grid = fit_local_shifts(a, rigid, natural_spline)
@@ -420,16 +424,19 @@ def write_warp_xml(
     return notes
 
 
-def _template(path: Path, n: int, overwrite: bool, notes: list[str]) -> ET.Element:
-    """The XML that is there, of as many images, or a new one."""
+def _template(path: Path, a: Alignment, overwrite: bool, notes: list[str]) -> ET.Element:
+    """The XML that is there, of as many images in the same order, or a new one."""
     if overwrite and path.is_file():
         try:
             old = _parsed(path)
         except InputError:
             old = None
-        if old is not None and len(_words(old, "Angles")) == n:
-            notes.append(f"{path.name}: keeps what else it held (CTF, paths, weights)")
-            return old
+        angles = None if old is None or len(_words(old, "Angles")) != a.n_tilts else _column(old, "Angles", path)
+        if old is not None and angles is not None:
+            if order_of(-angles, a.tilt_deg).is_same:
+                notes.append(f"{path.name}: keeps what else it held (CTF, paths, weights)")
+                return old
+            notes.append(f"{path.name}: what it held before is of images in another order and is not kept")
     return ET.Element("TiltSeries", {"AreAnglesInverted": "False", "PlaneNormal": "0, 0, 1"})
 
 

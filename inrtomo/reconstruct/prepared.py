@@ -13,7 +13,7 @@ from inrtomo.align.joint import DEFAULT_SCHEDULE, JointFit, JointSettings, Scale
 from inrtomo.align.pipeline import subset
 from inrtomo.align.prepare import ON_CPU, PixelWork, Prepared, PrepareSettings, prepare
 from inrtomo.alignment import Alignment
-from inrtomo.io.alignment_files import scaled
+from inrtomo.io.belonging.alignment import scaled
 from inrtomo.reconstruct.halves import Source
 
 F32 = NDArray[np.float32]

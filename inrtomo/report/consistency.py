@@ -23,7 +23,7 @@ from scipy import ndimage
 from inrtomo.align.prepare import fourier_crop
 from inrtomo.alignment import Alignment
 from inrtomo.geometry import centred_coordinates
-from inrtomo.io.alignment_files import scaled
+from inrtomo.io.belonging.alignment import scaled
 from inrtomo.resample import aligned_image, fill_invalid
 
 F32 = NDArray[np.float32]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
 from inrtomo.io.alignment_files import read_alignment
+from inrtomo.io.belonging.order import order_of, shown
 from inrtomo.io.files import read_text
 from inrtomo.io.imod import read_command_file
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
@@ -108,6 +109,14 @@ def open_stack_of(run: Run, given: Path | None) -> tuple[TiltSeries | None, str]
             f"{path}: has {series.n_tilts} images of {series.size[0]} x {series.size[1]} px, the alignment "
             f"{a.n_tilts} of {a.image_size[0]} x {a.image_size[1]}; give the stack of this run with --stack"
         )
+    if not order_of(run.nominal_tilt_deg, series.tilt_deg, same_zero=True).is_same:
+        why_not = (
+            f"{path}: its images are in the order {shown(series.tilt_deg)} degrees, those of the run in the order "
+            f"{shown(run.nominal_tilt_deg)}; give the stack of this run with --stack"
+        )
+        if given is not None:
+            raise InputError(why_not)
+        return None, why_not
     series.excluded = dict(a.excluded)
     return series, ""
 
