@@ -23,10 +23,10 @@ from inrtomo.io.star import read_star
 from inrtomo.tiltseries import TiltSeries, open_tilt_series
 from tests.running import Inr, assert_refused
 
-Array = NDArray[np.floating]
+Array = NDArray[np.float64]
 
 SIZE, N, PIXEL, STEP = (48, 40), 13, 8.0, 8.0
-SORTED: Array = np.arange(N) * STEP - 48
+SORTED: Array = np.array(range(N), dtype=np.float64) * STEP - 48
 DOSE_SYMMETRIC = np.argsort(np.abs(SORTED) * 2 + (SORTED < 0), kind="stable")
 OUT = {"imod": "al", "aretomo": "ts.aln", "relion5": "tomograms.star", "warp": "ts.xml", "json": "ts.json"}
 OUT |= {"outimod1": "ts_Imod"}
@@ -132,7 +132,7 @@ def test_angles_of_another_series_are_refused_with_both_orders(tmp_path: Path, f
 def test_an_image_taken_again_is_told_by_its_exposure(tmp_path: Path, form: str) -> None:
     """Two images at 0 degrees, the entries sorted by angle: which is whose only the exposure says."""
     recorded = np.array([0.0, 8, -8, 0.3, 16, -16, 24, -24])
-    exposure = 3.0 * np.arange(8)
+    exposure = 3.0 * np.array(range(8), dtype=np.float64)
     series = a_stack(tmp_path / "raw" / "ts.mrc", recorded)
     entries = np.array([7, 5, 2, 3, 0, 1, 4, 6])
     record = replace(aligned(recorded[entries], recorded[entries]), nominal_tilt_deg=recorded[entries])

@@ -123,8 +123,8 @@ def thickness_beside(alignment_path: Path, base: str, pixel_size_A: float) -> tu
         if values.get("thickness_nm"):
             return float(values["thickness_nm"]), str(file)
         if values.get("thickness_px"):
-            own = (values.get("alignment") or {}).get("pixel_size_A")  # of its images, which may be binned otherwise
-            return float(values["thickness_px"]) * float(own or pixel_size_A) / 10, str(file)
+            noted = (values.get("alignment") or {}).get("pixel_size_A")  # of its images, which may be binned otherwise
+            return float(values["thickness_px"]) * float(noted or pixel_size_A) / 10, str(file)
     return None
 
 
