@@ -320,7 +320,8 @@ def _set_pixel_size(series: TiltSeries, given: float | None, record: Mdoc | None
     across = None if header is None else header.pixel_size_y_A
     source = series.sources.get("mdoc", "").partition(": left out")[0]
     found = pixel_size_of(series.stack.pixel_size_A, across, record, source, series.size, given)
-    series.remarks += [f"{series.path}: {said}" for said in found.said]
+    named = f"{source}: its "
+    series.remarks += [said if said.startswith(named) else f"{series.path}: {said}" for said in found.said]
     if found.size_A is not None:
         series.pixel_size_A, series.sources["pixel size"] = float(found.size_A), found.source
 

@@ -303,7 +303,7 @@ def test_an_mdoc_of_a_locale_with_commas(tmp_path: Path) -> None:
 def test_a_defocus_file_names_its_line(tmp_path: Path, row: str, said: str) -> None:
     first = "# Output\n1 20000,5 19000,5 30 0 0.1 {}\n"
     (tmp_path / "c.txt").write_text(first.format("inf"))
-    assert read_ctf(tmp_path / "c.txt", 2).defocus_A[0] == pytest.approx(19500.5)  # of no ring: a resolution of inf
+    assert read_ctf(tmp_path / "c.txt", 1).defocus_A[0] == pytest.approx(19500.5)  # of no ring: a resolution of inf
     (tmp_path / "c.txt").write_text(first.format("8.0") + row)
     with pytest.raises(InputError, match=said):
         read_ctf(tmp_path / "c.txt", 2)
