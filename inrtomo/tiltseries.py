@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +54,7 @@ class TiltSeries:
         odd, even: stacks of the half-exposures, or None.
         sources: what -> where it was found, to be printed.
         bad_pixels: stack index -> number of NaN or infinite pixels replaced, for excluded images read so far.
+        repair: what is done to every image that is read (stack index, image), or None.
     """
 
     name: str
@@ -70,6 +71,7 @@ class TiltSeries:
     even: Path | None = None
     sources: dict[str, str] = field(default_factory=dict)
     bad_pixels: dict[int, int] = field(default_factory=dict)
+    repair: Callable[[int, F32], F32] | None = None
 
     @property
     def n_tilts(self) -> int:
@@ -106,7 +108,7 @@ class TiltSeries:
                 raise InputError(self._not_numbers())
             self.bad_pixels[index] = int(bad.sum())
             image = _repaired(image, bad)
-        return image
+        return image if self.repair is None else self.repair(index, image)
 
     def _not_numbers(self) -> str:
         """Which images in use have pixels that are not finite, how many, and what to do."""

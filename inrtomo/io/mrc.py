@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from inrtomo.errors import InputError
 from inrtomo.io.axis_order import order_in
-from inrtomo.io.files import atomic_path, check_input
+from inrtomo.io.files import atomic_path, check_input, refuse_other_kinds
 
 Array = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -126,6 +126,7 @@ def read_volume(path: str | Path) -> tuple[F32, float | None]:
 def read_header(path: str | Path) -> MrcHeader:
     """Header of an MRC file; InputError where the file cannot be what it says."""
     path = check_input(path)
+    refuse_other_kinds(path)
     length = path.stat().st_size
     with open(path, "rb") as file:
         raw = file.read(HEADER_BYTES)
