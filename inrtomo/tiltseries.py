@@ -169,6 +169,7 @@ def open_tilt_series(
     series = TiltSeries(_name_of(stack, path), path, images, np.zeros(n))
     record = _find_mdoc(series, tilt_angles, mdoc)
     _set_tilts(series, tilt_angles, record)
+    _compare_angles(series, record)
     _set_dose(series, record)
     _set_pixel_size(series, pixel_size_A, record)
     _set_excluded(series, exclude, include)
@@ -262,6 +263,27 @@ def _set_tilts(series: TiltSeries, tilt_angles: str | Path | None, record: Mdoc 
         )
     check_tilt_angles(series.tilt_deg, n, series.path if source == "extended header" else source)
     series.sources["tilt angles"] = source
+
+
+def _compare_angles(series: TiltSeries, record: Mdoc | None) -> None:
+    """Say where the extended header or the ``.mdoc`` has other tilt angles for the images than those that are used.
+
+    A stack sorted by angle keeps the ``.mdoc`` of its acquisition: the order alone says something of the header only.
+    """
+    used = series.tilt_deg
+    recorded = [("the extended header", series.stack.tilt_deg)]
+    recorded += [] if record is None else [(series.sources["mdoc"], record.tilt_deg)]
+
+    def same(one: Array, other: Array) -> bool:
+        return bool(np.abs(one - other - np.median(one - other)).max() < SAME_TILT_DEG)
+
+    for where, angles in recorded:
+        if angles is None or len(angles) != len(used) or np.ptp(angles) == 0 or same(used, angles):
+            continue
+        if same(used, -angles):
+            series.sources["other angles"] = f"{where} has them with the opposite sign: the hand is the other one"
+        elif where == "the extended header" and same(np.sort(used), np.sort(angles)):
+            series.sources["other angles"] = f"{where} has them in another order: that of the images is the header's"
 
 
 def _sections_of_stack(series: TiltSeries, record: Mdoc) -> Ints | None:

@@ -29,14 +29,15 @@ MAD_TO_SD = 1.4826
 CLIP_SD = 20.0  # of an image's spread: one wild pixel of one image is no defect of all
 FEWEST = 5  # images that have a mean
 RINGS_PX = (6.0, 20.0)  # radii at which a pixel's surroundings are asked
-RING_SAMPLES = 16
+RING_SAMPLES = 8
 OUT_SD, LEAST = 7.0, 1.5  # of the mean image: robust sd, spreads of an image
 LEAST_TOGETHER = 4.0  # spreads times the root of the number of pixels: one faint pixel alone does no harm
 EDGE_PX, EDGE_TIMES = 3, 3.0  # what frames that were shifted and summed leave at the border is no defect
 LINE_ROWS = 64  # pixels along a line that are taken together
-LINE_OUT_SD, LINE_LEAST = 10.0, 0.4
-LINE_PX = 13  # across lines: what is seen of their surroundings
-ONE_LINE_LEAST = 0.5  # of a line in a single image
+LINE_OUT_SD, LINE_LEAST = 8.0, 0.4
+BESIDE_PX = (5, 6, 7, 8)  # on either side of a line: what it is held against
+ONE_LINE_LEAST, ONE_LINE_CLIP = 0.8, 8.0  # of a line in a single image
+OFTEN = 0.25  # of the images: what is bad in so many of them is left out of all
 SHARP = 0.6  # step at the edge of a defect, of its height
 MOST = 0.1  # of all pixels: more are no defects
 SATURATED_SD, LEAST_SATURATED = 6.0, 4
@@ -58,15 +59,12 @@ class Defects:
     Attributes:
         fixed: ``(ny, nx)``, raw pixels not to be used in any image.
         single: stack index -> rows and columns of more of them in this image.
-        saturated, lines: stack index -> how many pixels, how many lines of ``single`` are of that kind.
         copies: stack index -> image that it is a copy of.
         half_empty: stack index -> part of this image that rows or columns of one value at its border take up.
     """
 
     fixed: Mask
     single: dict[int, tuple[Array, Array]] = field(default_factory=dict)
-    saturated: dict[int, int] = field(default_factory=dict)
-    lines: dict[int, int] = field(default_factory=dict)
     copies: dict[int, int] = field(default_factory=dict)
     half_empty: dict[int, float] = field(default_factory=dict)
 
@@ -120,17 +118,19 @@ class Defects:
             rest[:, columns], rest[rows, :] = False, False
             parts = [_listed(name, found) for name, found in (("column", columns), ("row", rows)) if len(found)]
             if rest.any():
-                parts.append(f"{int(rest.sum())} {'other ' if parts else ''}pixels")
+                n = int(rest.sum())
+                parts.append(f"{n} {'other ' if parts else ''}pixel{'s' if n > 1 else ''}")
             notes.append(
                 f"detector defects at the same place in all images: {' and '.join(parts)} (from 0); they are left out "
                 "of correlation, tracks and fit"
             )
         if self.single:
             names = _listed("image", sorted(self.single))
-            lines, flat = sum(self.lines.values()), sum(self.saturated.values())
-            parts = [f"{lines} defect line{'s' if lines > 1 else ''}"] if lines else []
-            parts += [f"{flat} saturated or constant pixels"] if flat else []
-            notes.append(f"{' and '.join(parts)} in {names} are left out of correlation, tracks and fit")
+            pixels = sum(len(rows) for rows, _ in self.single.values())
+            notes.append(
+                f"{pixels} pixels of defect lines, saturated patches or regions of one value in {names} are left out "
+                "of correlation, tracks and fit"
+            )
         notes += [
             f"image {index}: {part:.0%} of it, at its border, is of one value and left out; copy the stack again"
             for index, part in sorted(self.half_empty.items())
@@ -164,6 +164,7 @@ class DetectorScan:
         self.shape = shape
         self.count = 0
         self.total = np.zeros(shape, dtype=np.float32)
+        self.often = np.zeros(shape, dtype=np.uint16)
         self.first: F32 | None = None
         self.stuck = np.ones(shape, dtype=bool)
         self.signatures: dict[int, F32] = {}
@@ -171,7 +172,7 @@ class DetectorScan:
         self.defects = Defects(np.zeros(shape, dtype=bool))
         # sampled at random: pixels of a grid all lie in the same columns
         pick = np.random.default_rng(0)
-        self.sampled = pick.integers(0, shape[0], COPY_SAMPLES), pick.integers(0, shape[1] - 1, COPY_SAMPLES)
+        self.sampled = pick.integers(0, shape[0], COPY_SAMPLES), pick.integers(0, max(1, shape[1] - 1), COPY_SAMPLES)
 
     def add(self, index: int, image: F32) -> None:
         """Take in the image with this stack index."""
@@ -179,7 +180,7 @@ class DetectorScan:
         if spread <= 0:
             return  # blank, or hardly any counts: nothing stands out of that
         rows, columns = self.sampled
-        difference = image[rows, columns + 1] - image[rows, columns]
+        difference = image[rows, (columns + 1) % self.shape[1]] - image[rows, columns]
         size = float(np.linalg.norm(difference))
         if size > 0:
             self.signatures[index] = (difference / size).astype(np.float32)
@@ -188,31 +189,30 @@ class DetectorScan:
         else:
             self.stuck &= image == self.first
         scaled = np.clip((image - middle) / spread, -CLIP_SD, CLIP_SD)
-        self.total += scaled
+        bad = self._single(index, image, scaled, middle, spread)
+        # a few images must not make a defect of all; what is bad often is counted
+        self.often += bad
+        self.total += np.where(bad, 0, scaled)
         self.count += 1
-        self._single(index, image, scaled, middle, spread)
 
-    def _single(self, index: int, image: F32, scaled: F32, middle: float, spread: float) -> None:
-        """Lines, saturated patches and regions of one value in a single image."""
+    def _single(self, index: int, image: F32, scaled: F32, middle: float, spread: float) -> Mask:
+        """Lines, saturated patches and regions of one value in a single image: pixels ``(ny, nx)``."""
         border = dead_borders(np.ptp(image, axis=1) == 0, np.ptp(image, axis=0) == 0)
         self.bordered[index] = float(border.mean())
-        scaled = fill_invalid(scaled, ~border)
-        lines = np.zeros(self.shape, dtype=bool)
-        number = 0
-        for turned in (False, True):
-            part = (scaled.T if turned else scaled).clip(-4, 4)
-            found, wide = _lines(part, max(LINE_ROWS, -(-part.shape[0] // 4)), np.mean, LINE_OUT_SD, ONE_LINE_LEAST)
-            number += wide
-            lines |= found.T if turned else found
         flat = (_saturated(image, middle, spread) | _constant(image)) & ~border
+        scaled = np.where(flat, np.float32(0), fill_invalid(scaled, ~border))
+        lines = np.zeros(self.shape, dtype=bool)
+        for turned in (False, True):
+            part = (scaled.T if turned else scaled).clip(-ONE_LINE_CLIP, ONE_LINE_CLIP)
+            found = _lines(part, max(LINE_ROWS, -(-part.shape[0] // 4)), np.mean, LINE_OUT_SD, ONE_LINE_LEAST)
+            lines |= found.T if turned else found
         if border.any():
             lines &= ~ndimage.binary_dilation(border, iterations=EDGE_PX)
         if flat.sum() < LEAST_SATURATED:
             flat[:] = False
         if lines.any() or flat.any():
             self.defects.single[index] = np.nonzero(lines | flat)
-            number = number if lines.any() else 0
-            self.defects.lines[index], self.defects.saturated[index] = number, int(flat.sum())
+        return lines | flat
 
     def found(self, order: list[int] | None = None) -> Defects:
         """The defects; ``order`` is the acquisition index of every image: of two copies the later one goes."""
@@ -224,7 +224,9 @@ class DetectorScan:
             assert self.first is not None
             # whole rows and columns at the border are left out of every image as it is, see `prepare.dead_borders`
             border = dead_borders(self.stuck.all(axis=1), self.stuck.all(axis=0))
-            out.fixed = fixed_defects(fill_invalid(self.total / self.count, ~border)) & ~border
+            mean = self.total / np.maximum(self.count - self.often, 1)
+            often = self.often >= OFTEN * self.count
+            out.fixed = (fixed_defects(fill_invalid(mean, ~(border | often))) | often) & ~border
             self.stuck &= ~border
             stuck = np.flatnonzero(self.stuck)
             # in images with few counts many pixels have the same value every time
@@ -238,7 +240,9 @@ class DetectorScan:
         for index, (rows, columns) in list(out.single.items()):
             new = ~ndimage.binary_dilation(out.fixed)[rows, columns] if out.fixed.any() else np.ones(len(rows), bool)
             if new.sum() < LEAST_SATURATED:
-                del out.single[index], out.lines[index], out.saturated[index]
+                del out.single[index]
+            else:
+                out.single[index] = rows[new], columns[new]
         return out
 
     def _copies(self, order: list[int] | None) -> dict[int, int]:
@@ -262,11 +266,12 @@ def fixed_defects(mean: F32) -> Mask:
         if 2 * radius >= min(mean.shape):
             continue
         away = mean - _ring_median(mean, radius)
-        limit = max(OUT_SD * _robust_sd(away), LEAST) * _edge_times(mean.shape[0])[:, None] * _edge_times(mean.shape[1])
-        mask |= _sharp(away, np.abs(away) > limit, (0, 1), LEAST_TOGETHER)
+        limit = max(OUT_SD * _robust_sd(away), LEAST)
+        times = np.maximum(_edge_times(mean.shape[0])[:, None], _edge_times(mean.shape[1]))
+        mask |= _sharp(away, np.abs(away) > limit, (0, 1), np.abs(away) > limit * times, LEAST_TOGETHER)
     for turned in (False, True):
         part = mean.T if turned else mean
-        found, _ = _lines(part, LINE_ROWS, np.median, LINE_OUT_SD, LINE_LEAST)
+        found = _lines(part, LINE_ROWS, np.median, LINE_OUT_SD, LINE_LEAST)
         mask |= found.T if turned else found
     return mask if mask.mean() < MOST else np.zeros_like(mask)
 
@@ -312,25 +317,33 @@ def _ring_median(image: F32, radius: float) -> F32:
     return out
 
 
-def _lines(image: F32, length: int, average: Any, out_sd: float, least: float) -> tuple[Mask, int]:
-    """Columns ``(ny, nx)``, or pieces of them ``length`` px long, that stand out of those beside them; their number."""
+def _lines(image: F32, length: int, average: Any, out_sd: float, least: float) -> Mask:
+    """Columns ``(ny, nx)``, or pieces of them ``length`` px long, that stand out of those beside them."""
     ny, nx = image.shape
     pieces = max(1, ny // length)
     edges = np.linspace(0, ny, pieces + 1).astype(int)
     profile = np.stack([average(image[a:b], axis=0) for a, b in zip(edges, edges[1:], strict=False)])
-    away = profile - ndimage.median_filter(profile, (1, LINE_PX), mode="mirror")
-    sd = _robust_sd(np.diff(profile, axis=1)) / np.sqrt(2)
-    out = _sharp(away, np.abs(away) > max(out_sd * sd, least) * _edge_times(nx), (1,))
+    pad = min(BESIDE_PX[-1], nx - 1)
+    padded = np.pad(profile, ((0, 0), (pad, pad)), mode="reflect")
+    beside = [padded[:, pad + k : pad + k + nx] for d in BESIDE_PX if d <= pad for k in (-d, d)]
+    away = profile - np.median(beside, axis=0) if beside else np.zeros_like(profile)
+    limit = max(out_sd * _robust_sd(away), least)
+    out = _sharp(away, np.abs(away) > limit, (1,), np.abs(away) > limit * _edge_times(nx))
     mask = np.zeros(image.shape, dtype=bool)
     for k, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
-        mask[a:b, out[k]] = True
-    return mask, int(out.any(axis=0).sum())
+        for column in np.flatnonzero(out[k]):
+            # all along, that is, and not where a patch crosses
+            along = np.median(image[a:b, column]) - (profile[k, column] - away[k, column])
+            mask[a:b, column] = along * np.sign(away[k, column]) > 0.5 * abs(away[k, column])
+    return mask
 
 
-def _sharp(away: Array, candidates: Mask, axes: tuple[int, ...], together: float = 0.0) -> Mask:
-    """Those connected candidates whose edges, across ``axes``, are steps of nearly all their height.
+def _sharp(
+    away: Array, candidates: Mask, axes: tuple[int, ...], seeds: Mask | None = None, together: float = 0.0
+) -> Mask:
+    """Those connected candidates whose edges, across ``axes``, are steps of a good part of their height.
 
-    Their height times the root of their number is at least ``together``.
+    One of them at least is a seed, and their height times the root of their number is at least ``together``.
     """
     if not candidates.any():
         return candidates
@@ -352,9 +365,12 @@ def _sharp(away: Array, candidates: Mask, axes: tuple[int, ...], together: float
     middle = np.asarray(ndimage.median(height, labels, index))
     typical = np.zeros(n)
     some = np.unique(edge_of)
-    typical[some - 1] = ndimage.median(step, edge_of, some)
+    # a patch has edges enough for a median; a line has two, and a slope may look like one of them
+    typical[some - 1] = (ndimage.median if len(axes) == 2 else ndimage.minimum)(step, edge_of, some)
     size = np.bincount(labels.ravel(), minlength=n + 1)[1:]
     good = np.concatenate([[False], (typical >= SHARP * middle) & (middle * np.sqrt(size) >= together)])
+    if seeds is not None:
+        good &= np.bincount(labels[seeds], minlength=n + 1) > 0
     return np.asarray(good[labels])
 
 

@@ -325,7 +325,7 @@ class _Run:
             sigma_shift_px=None if sigma is None else sigma * self.factor,
             axis_ambiguous=bool(tracked["axis_ambiguous"]),
             wrong_start=wrong_start(self.checked(tracked), final),
-            doubts=[text for text in (overlap_doubt(final),) if text],
+            doubts=self.doubts(final),
             density=None if self.fitted is None else self.fitted.density,
             lattice=None if self.fitted is None else self.fitted.lattice,
             field=None if self.fitted is None else self.fitted.field,
@@ -439,6 +439,11 @@ class _Run:
             "x_tilt_deg": 0.0 if self.settings.start is None else float(np.mean(self.settings.start.x_tilt_deg)),
             "notes": list(notes),
         }
+
+    def doubts(self, final: Alignment) -> list[str]:
+        """Sentences on what is worth a look."""
+        other, overlap = self.series.sources.get("other angles"), overlap_doubt(final)
+        return [*([f"tilt angles: {other}"] if other else []), *([overlap] if overlap else [])]
 
     @staticmethod
     def checked(tracked: dict[str, Any]) -> StartCheck:

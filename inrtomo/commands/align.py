@@ -248,6 +248,7 @@ def _rows(
         chosen("thickness", None if thickness is None else f"{thickness:g} nm", "to be estimated"),
         chosen("defocus", defocus, "restored if the images look like it"),
         chosen("start", start, "correlation and tracks"),
+        *([("note", f"tilt angles: {s['other angles']}", "")] if "other angles" in s else []),
         chosen("exclude", ", ".join(map(str, sorted(series.excluded))) or None, "what shows no signal"),
     ]
     if not settings.fast:
