@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from inrtomo.errors import InputError
 from inrtomo.io.angle_files import read_angles
 from inrtomo.io.belonging.halves import why_not_halves
 from inrtomo.io.belonging.metadata import known_pixel_size, pixel_size_of, sections_of
-from inrtomo.io.belonging.order import in_another_order, shown
+from inrtomo.io.belonging.order import SAME_TILT_DEG, in_another_order, shown
 from inrtomo.io.images import LIST_SUFFIXES, ImageStack, open_images
 from inrtomo.io.imod import list_text
 from inrtomo.io.mdoc import Mdoc, read_mdoc
@@ -58,6 +58,7 @@ class TiltSeries:
         sources: what -> where it was found, to be printed.
         remarks: sentences on what was found and does not fit, to be printed.
         bad_pixels: stack index -> number of NaN or infinite pixels replaced, for excluded images read so far.
+        repair: what is done to every image that is read (stack index, image), or None.
     """
 
     name: str
@@ -77,6 +78,7 @@ class TiltSeries:
     remarks: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
     bad_pixels: dict[int, int] = field(default_factory=dict)
+    repair: Callable[[int, F32], F32] | None = None
 
     @property
     def n_tilts(self) -> int:
@@ -120,7 +122,7 @@ class TiltSeries:
                 raise InputError(self._not_numbers())
             self.bad_pixels[index] = int(bad.sum())
             image = _repaired(image, bad)
-        return image
+        return image if self.repair is None else self.repair(index, image)
 
     def _not_numbers(self) -> str:
         """Which images in use have pixels that are not finite, how many, and what to do."""
@@ -181,6 +183,7 @@ def open_tilt_series(
     series = TiltSeries(_name_of(stack, path), path, images, np.zeros(n))
     record = _find_mdoc(series, tilt_angles, mdoc)
     _set_tilts(series, tilt_angles, record)
+    _compare_angles(series, record)
     _set_dose(series, record)
     _set_pixel_size(series, pixel_size_A, record)
     _set_excluded(series, exclude, include)
@@ -274,12 +277,35 @@ def _set_tilts(series: TiltSeries, tilt_angles: str | Path | None, record: Mdoc 
         )
     check_tilt_angles(series.tilt_deg, n, series.path if source == "extended header" else source)
     series.sources["tilt angles"] = source
-    header = series.stack.tilt_deg
-    if header is not None and in_another_order(series.tilt_deg, header):
-        series.remarks.append(
-            f"{source}: its angles ({shown(series.tilt_deg)}) are those in the header of {series.path} "
-            f"({shown(header)}) in another order; check which is the images'"
+
+
+def _compare_angles(series: TiltSeries, record: Mdoc | None) -> None:
+    """Remark where the extended header or the ``.mdoc`` has other tilt angles for the images than those that are used.
+
+    A stack sorted by angle keeps the ``.mdoc`` of its acquisition: the order alone says something of the header only.
+    """
+    used, header = series.tilt_deg, series.stack.tilt_deg
+    source, said = series.sources["tilt angles"], None
+    for where, angles in (
+        (f"the header of {series.path}", header),
+        (series.sources.get("mdoc"), None if record is None else record.tilt_deg),
+    ):
+        if angles is not None and len(angles) == len(used) and np.ptp(angles) > 0 and _same(used, -angles):
+            if not _same(used, angles):
+                said = f"{source}: its angles have the opposite sign of those in {where}: the hand is the other one"
+    if said is None and header is not None and in_another_order(used, header):
+        said = (
+            f"{source}: its angles ({shown(used)}) are those in the header of {series.path} ({shown(header)}) in "
+            "another order; check which is the images'"
         )
+    if said is not None:
+        series.sources["other angles"] = said
+        series.remarks.append(said)
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Whether angles differ by a common offset alone."""
+    return bool(np.abs(one - other - np.median(one - other)).max() < SAME_TILT_DEG)
 
 
 def _set_dose(series: TiltSeries, record: Mdoc | None) -> None:

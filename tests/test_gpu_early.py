@@ -253,7 +253,7 @@ def test_a_whole_run_is_the_same_and_may_go_on_elsewhere(tmp_path, monkeypatch):
     for work in (ON_CPU, TORCH):
         monkeypatch.setattr(pipeline, "work_on", lambda device, memory_bytes, work=work: work)
         found.append(pipeline.align_series(series, settings))
-        inputs.append(pipeline.working_images(series, 2, work))
+        inputs.append(pipeline.usable_images(series, 2, work))
     assert found[0].working_bin == 2
     used = found[0].alignment.included
     assert np.abs(found[1].alignment.shift_px - found[0].alignment.shift_px)[used].max() < 0.02

@@ -107,16 +107,17 @@ def fast_alignment_of(
     hide: Callable[[Prepared], Prepared] | None = None,
     work: Work = ON_CPU,
     axis_is_recorded: bool = False,
+    unseen: NDArray[np.bool_] | None = None,
 ) -> tuple[Alignment, FastReport]:
     """`fast_alignment` for images ``(n, ny, nx)`` in memory.
 
     ``hide`` takes out of the prepared images what the tracks must not see: pixels held out for a later judgement. An
     ``axis_deg`` that does not fit the images is replaced by the one that does if it is only recorded; one that a user
-    gave is kept, and a note says so.
+    gave is kept, and a note says so. ``unseen`` are pixels without weight ``(n, ny, nx)``.
     """
     tilt_deg = np.asarray(tilt_deg, dtype=np.float64)
     clock = [time.perf_counter()]
-    prepared = prepare(images, tilt_deg, pixel_size_A, prepare_settings, excluded, progress, work)
+    prepared = prepare(images, tilt_deg, pixel_size_A, prepare_settings, excluded, progress, work, unseen)
     clock.append(time.perf_counter())
     working = working_images(prepared, work)
     axis, checked, replaced = (

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from inrtomo.align.checkpoint import Checkpoint, Fingerprint, Interrupts, Stopped
 from inrtomo.align.coarse import working_images as correlated_images
+from inrtomo.align.detector import Defects, DetectorScan
 from inrtomo.align.error_bars import half_data_masks, half_settings, jittered, sigma_of_shifts
 from inrtomo.align.fast import Work, axis_asked_of, fast_alignment_of, start_notes, work_on
 from inrtomo.align.guard import Verdict, choose, held_out_blocks
@@ -144,12 +145,12 @@ def align_series(
     settings = settings or AlignSettings()
     factor = working_bin(series.size, settings.working_size)
     work = work_on(settings.device, settings.memory_bytes)
-    images, hashed = working_images(series, factor, work)
+    images, hashed, defects = usable_images(series, factor, work)
     identity = settings.as_dict() | {"input": hashed}
     del identity["memory_bytes"]  # of the device; results do not depend on it
     identity["excluded tilts"] = sorted(series.excluded)
     checkpoint = Checkpoint.begun(checkpoint_path, identity, resume)
-    run = _Run(series, settings, images, factor, checkpoint, progress or _silent, note, work)
+    run = _Run(series, settings, images, factor, defects, checkpoint, progress or _silent, note, work)
     if not settings.others:
         return run.result()
     from inrtomo.gpu.share import followers
@@ -163,23 +164,40 @@ def working_bin(size: tuple[int, int], working_size: int) -> int:
     return max(1, int(np.ceil(max(size) / working_size)))
 
 
-def working_images(series: TiltSeries, factor: int, work: Work) -> tuple[F32, str]:
-    """The images Fourier-binned by ``factor`` ``(n, ny, nx)``, centre on centre, and a `Fingerprint` of the raw ones.
+def usable_images(series: TiltSeries, factor: int, work: Work) -> tuple[F32, str, Defects]:
+    """`working_images` without the detector's defects, which the series leaves out from then on, a `Fingerprint` of the
+    raw images and the defects; with any they are read twice.
+    """
+    hashed = Fingerprint((series.n_tilts, series.size[1], series.size[0]), np.asarray(series.tilt_deg))
+    scan = DetectorScan((series.size[1], series.size[0]))
+    used = set(series.included.tolist())
+
+    def seen(index: int, image: F32) -> None:
+        hashed.add(image)
+        if index in used:
+            scan.add(index, image)
+
+    series.repair = None
+    images = working_images(series, factor, work, seen)
+    defects = scan.found(None if series.order is None else series.order.tolist())
+    if defects.any:
+        series.repair = defects.repaired
+        images = working_images(series, factor, work)
+    return images, hashed.text, defects
+
+
+def working_images(series: TiltSeries, factor: int, work: Work, seen: Callable[[int, F32], None] | None = None) -> F32:
+    """The images Fourier-binned by ``factor`` ``(n, ny, nx)``, centre on centre; ``seen`` is shown every raw one.
 
     One raw image is in memory at a time.
     """
-    hashed = Fingerprint((series.n_tilts, series.size[1], series.size[0]), np.asarray(series.tilt_deg))
-    if factor == 1:
-        images = np.asarray(series.read(), dtype=np.float32)
-        for image in images:
-            hashed.add(image)
-        return images, hashed.text
-    binned = []
+    images = []
     for i in range(series.n_tilts):
         image = np.asarray(series.image(i), dtype=np.float32)
-        hashed.add(image)
-        binned.append(work.fourier_crop(_finite(image), factor))
-    return np.stack(binned), hashed.text
+        if seen is not None:
+            seen(i, image)
+        images.append(image if factor == 1 else work.fourier_crop(_finite(image), factor))
+    return np.stack(images)
 
 
 def _finite(image: NDArray[Any]) -> F32:
@@ -205,6 +223,7 @@ class _Run:
         settings: AlignSettings,
         images: F32,
         factor: int,
+        defects: Defects,
         checkpoint: Checkpoint,
         progress: Progress,
         note: Callable[[str], None] | None,
@@ -212,6 +231,7 @@ class _Run:
     ) -> None:
         self.work = work
         self.series, self.settings, self.images, self.factor = series, settings, images, factor
+        self.defects = defects
         self.checkpoint, self.progress, self.tell = checkpoint, progress, note or (lambda text: None)
         self.notes: list[str] = []
         self.seconds: dict[str, float] = dict(checkpoint.stages.get("seconds", {}))
@@ -305,7 +325,7 @@ class _Run:
             sigma_shift_px=None if sigma is None else sigma * self.factor,
             axis_ambiguous=bool(tracked["axis_ambiguous"]),
             wrong_start=wrong_start(self.checked(tracked), final),
-            doubts=[text for text in (overlap_doubt(final),) if text],
+            doubts=self.doubts(final),
             density=None if self.fitted is None else self.fitted.density,
             lattice=None if self.fitted is None else self.fitted.lattice,
             field=None if self.fitted is None else self.fitted.field,
@@ -322,7 +342,11 @@ class _Run:
         pixel = None if series.pixel_size_A is None else series.pixel_size_A * self.factor
         tilt_deg = np.asarray(series.tilt_deg, dtype=np.float64)
         given = None if s.start is None else self.users_start(s.start)
-        excluded = dict(series.excluded) | ({} if given is None else given.excluded)
+        copies = {copy: f"a copy of image {first}" for copy, first in self.defects.copies.items()}
+        excluded = copies | dict(series.excluded) | ({} if given is None else given.excluded)
+        for text in self.defects.notes():
+            self.note(text)
+        unseen = self.unseen()
         optics = PrepareSettings(defocus_A=s.defocus_A)
 
         def report(task: str, fraction: float) -> None:
@@ -332,7 +356,7 @@ class _Run:
 
         def prepared_only() -> Prepared:
             with self.timed("prepare"):
-                return prepare(self.images, tilt_deg, pixel, optics, excluded, report, self.work)
+                return prepare(self.images, tilt_deg, pixel, optics, excluded, report, self.work, unseen)
 
         if "start" in stages:
             self.prepared = prepared_only()
@@ -350,7 +374,7 @@ class _Run:
             slab = None if s.thickness_px is None else s.thickness_px / self.factor
             start, fast = fast_alignment_of(
                 self.images, tilt_deg, s.axis_deg, pixel, given, optics, TrackSettings(slab_px=slab), excluded, report,
-                None if s.fast else self.without_held_out, self.work, s.axis_is_recorded,
+                None if s.fast else self.without_held_out, self.work, s.axis_is_recorded, unseen,
             )  # fmt: skip
             self.prepared = fast.prepared
             start = replace(start, excluded=dict(self.prepared.excluded))
@@ -369,6 +393,12 @@ class _Run:
             stages |= {"start": alignment_to_dict(start), "tracked": tracked, "seconds": self.seconds}
             self.saved()
         return start, tracked
+
+    def unseen(self) -> NDArray[np.bool_] | None:
+        """Working pixels ``(n, ny, nx)`` that show the detector; None where there are none."""
+        if not self.defects.any:
+            return None
+        return np.stack([self.defects.binned(i, self.factor) for i in range(self.series.n_tilts)])
 
     def without_held_out(self, prepared: Prepared) -> Prepared:
         """The prepared images with the pixels held out for the guard smoothly painted over.
@@ -409,6 +439,11 @@ class _Run:
             "x_tilt_deg": 0.0 if self.settings.start is None else float(np.mean(self.settings.start.x_tilt_deg)),
             "notes": list(notes),
         }
+
+    def doubts(self, final: Alignment) -> list[str]:
+        """Sentences on what is worth a look."""
+        other, overlap = self.series.sources.get("other angles"), overlap_doubt(final)
+        return [said for said in (other, overlap) if said]
 
     @staticmethod
     def checked(tracked: dict[str, Any]) -> StartCheck:
@@ -546,7 +581,10 @@ class _Run:
             for path in (series.odd, series.even):
                 stack = open_stack(path)
                 images = np.stack(
-                    [self.work.fourier_crop(_finite(stack.image(i)), self.factor) for i in range(series.n_tilts)]
+                    [
+                        self.work.fourier_crop(_finite(self.defects.repaired(i, stack.image(i))), self.factor)
+                        for i in range(series.n_tilts)
+                    ]
                 )
                 tilt_deg = np.asarray(series.tilt_deg)
                 half = prepare(images, tilt_deg, pixel, optics, prepared.excluded, work=self.work)

@@ -182,8 +182,9 @@ def prepare(
     excluded: dict[int, str] | None = None,
     progress: Progress | None = None,
     work: PixelWork = ON_CPU,
+    unseen: NDArray[np.bool_] | None = None,
 ) -> Prepared:
-    """Prepare raw images ``(n, ny, nx)``; ``excluded`` are tilts the user left out.
+    """Prepare raw images ``(n, ny, nx)``; ``excluded`` are tilts the user left out, ``unseen`` pixels without weight.
 
     Raises:
         InputError: if no usable image is left, or a restoration is asked without a pixel size.
@@ -218,6 +219,7 @@ def prepare(
     if settings.bin > 1:
         flat = np.stack([work.fourier_crop(image, settings.bin) for image in flat])
         dead = np.stack([_bin_mask(mask, settings.bin) for mask in dead])
+        unseen = None if unseen is None else np.stack([_bin_mask(mask, settings.bin) for mask in unseen])
     noise = np.ones(n)
     noise[good] = [max(work.noise_sd(flat[i]), 1e-12) for i in good]
     unit = float(np.median(noise[good]))
@@ -241,6 +243,9 @@ def prepare(
     for i, why in sorted(bad.items()):
         notes.append(f"tilt {i} ({tilt_deg[i]:.1f} deg) left out: {why}")
 
+    if unseen is not None:
+        dead |= unseen
+        gold &= ~unseen
     weight = np.where(dead | (gold & settings.mask_gold), np.float32(0), np.float32(1))
     weight[list(bad)] = 0.0
     gain = polarity * unit * scale

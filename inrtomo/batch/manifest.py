@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from inrtomo.errors import InputError
-from inrtomo.io.files import read_text
+from inrtomo.io.files import PACKED_SUFFIXES, read_text
 from inrtomo.io.names import one_line, safe_name, shown
 from inrtomo.io.star import read_star
 from inrtomo.tiltseries import HALVES, STACK_SUFFIXES
@@ -89,9 +89,13 @@ def find_series(given: Sequence[str], known: Mapping[str, str]) -> list[Series]:
 
 
 def stacks_in(folder: Path) -> list[Path]:
-    """Stacks of a folder, not of those in it, sorted; hidden files are somebody's unfinished ones."""
-    files = (p for p in folder.iterdir() if p.suffix.lower() in STACK_SUFFIXES and not p.name.startswith("."))
-    return sorted(p for p in files if p.is_file())
+    """Stacks of a folder, not of those in it, sorted; hidden files are somebody's unfinished ones.
+
+    Packed ones are among them, to be refused by name, unless they have been unpacked.
+    """
+    files = {p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file()}
+    packed = {p for p in files if p.suffix in PACKED_SUFFIXES and p.with_suffix("") not in files}
+    return sorted(p for p in files if (p.with_suffix("") if p in packed else p).suffix.lower() in STACK_SUFFIXES)
 
 
 def without_halves(stacks: Iterable[Path]) -> list[Path]:

@@ -10,6 +10,7 @@ import errno
 import glob
 import os
 import secrets
+import shlex
 import socket
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,25 @@ from pathlib import Path
 
 from inrtomo.errors import InputError
 
+PACKED = (
+    (b"\x1f\x8b", ".gz", "gunzip -k"),
+    (b"BZh", ".bz2", "bunzip2 -k"),
+    (b"\xfd7zXZ\0", ".xz", "unxz -k"),
+    (b"\x28\xb5\x2f\xfd", ".zst", "unzstd"),
+    (b"\x04\x22\x4d\x18", ".lz4", "unlz4 -k"),
+    (b"\x1f\x9d", ".Z", "gunzip -k"),
+    (b"PK\x03\x04", ".zip", "unzip"),
+    (b"7z\xbc\xaf\x27\x1c", ".7z", "7z x"),
+)
+"""First bytes of packed files, their ending and what unpacks them."""
+PACKED_SUFFIXES = tuple(ending for _, ending, _ in PACKED)
+OTHER_KINDS = (
+    (None, (".eer", ".eers"), "a movie of electron events", "sum it first (with motion correction) and give the MRC"),
+    (None, (".dm3", ".dm4"), "a Gatan file", "convert it to MRC first (IMOD: dm2mrc)"),
+    (b"\x89HDF\r\n\x1a\n", (".hdf", ".h5", ".hdf5"), "an HDF file", "convert it to MRC first (EMAN2: e2proc2d.py)"),
+    (b"\x93NUMPY", (".npy", ".npz"), "a NumPy file", "save it as MRC first (mrcfile)"),
+)
+"""First bytes and endings of files that hold images in other ways, what they are and what to do."""
 MAX_TEXT_BYTES = 512 * 2**20
 """A text file beyond this is not one of ours: the warp files of a long 8k series have a few MB."""
 
@@ -153,6 +173,24 @@ def check_input(path: str | Path) -> Path:
     return path
 
 
+def refuse_other_kinds(path: str | Path) -> None:
+    """InputError for a file of images that is packed, or of a kind that is not read, naming what turns it into one."""
+    path = Path(path)
+    with open(path, "rb") as file:
+        start = file.read(8)
+    for magic, endings, what, remedy in OTHER_KINDS:
+        if (magic is not None and start.startswith(magic)) or path.suffix.lower() in endings:
+            raise InputError(f"{path}: is {what}; {remedy}")
+    for magic, ending, program in PACKED:
+        if start.startswith(magic):
+            renamed = path.name if path.suffix == ending else f"{path.name}{ending}"
+            rename = "" if renamed == path.name else f"rename it to {renamed} and "
+            raise InputError(
+                f"{path}: is packed ({ending}) and not read as it is; {rename}unpack it first: {program} "
+                f"{shlex.quote(renamed)}"
+            )
+
+
 def read_text(path: str | Path) -> str:
     """Contents of a text file; bytes that are not UTF-8 become replacement characters (SerialEM writes Latin-1)."""
     path = check_input(path)
@@ -160,5 +198,6 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"{path}: is too large for a text file; give another")
     data = path.read_bytes()
     if b"\0" in data:
+        refuse_other_kinds(path)
         raise InputError(f"{path}: is not a text file; give another")
     return data.decode("utf-8", errors="replace").lstrip("\ufeff")

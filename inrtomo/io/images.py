@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo.errors import InputError
-from inrtomo.io.files import check_input, read_text
+from inrtomo.io.files import check_input, read_text, refuse_other_kinds
 from inrtomo.io.mrc import MrcStack
 
 Array = NDArray[np.float64]
@@ -42,6 +42,7 @@ class TiffStack:
 
     def __init__(self, path: str | Path) -> None:
         self.path = check_input(path)
+        refuse_other_kinds(path)
         with self._opened() as tiff:
             # of a damaged file a size can be anything, and fails here
             pages = [(tuple(int(size) for size in page.shape), page.dtype) for page in tiff.pages]

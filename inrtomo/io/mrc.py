@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from inrtomo.errors import InputError
 from inrtomo.io.axis_order import order_in
-from inrtomo.io.files import atomic_path, check_input
+from inrtomo.io.files import atomic_path, check_input, refuse_other_kinds
 from inrtomo.io.numbers import TILT
 
 Array = NDArray[np.float64]
@@ -181,6 +181,7 @@ def zero_of_mask(stack: MrcStack) -> float:
 def read_header(path: str | Path) -> MrcHeader:
     """Header of an MRC file; InputError where the file cannot be what it says."""
     path = check_input(path)
+    refuse_other_kinds(path)
     length = path.stat().st_size
     with open(path, "rb") as file:
         raw = file.read(HEADER_BYTES)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrtomo import __version__
+from inrtomo.align.detector import find_defects
 from inrtomo.align.placed_field import PlacedField
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
@@ -117,6 +118,10 @@ def make_report(
     movie: Movie | None = None
     found: Consistency | None = None
     if series is not None:
+        progress("defects", 0.0)
+        defects = find_defects(series)
+        if defects.any:
+            series.repair = defects.repaired
         progress("movie", 0.0)
         movie = make_movie(series.image, run.alignment)
         progress("consistency", 0.2)
