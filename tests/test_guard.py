@@ -51,6 +51,14 @@ def test_only_blocks_that_both_see_are_compared() -> None:
     assert paired_difference(np.zeros((4, 5, 5, 2)), second) == (0.0, np.inf)
 
 
+def test_two_blocks_are_the_fewest_that_tell_an_error() -> None:
+    """Differences 1 and 3 of equal weight: 2, and the standard error of a mean of two, 1."""
+    first = np.array([[2.0, 1.0], [4.0, 1.0]]).reshape(2, 1, 1, 2)
+    second = np.array([[1.0, 1.0], [1.0, 1.0]]).reshape(2, 1, 1, 2)
+    assert paired_difference(first, second) == pytest.approx((2.0, 1.0))
+    assert paired_difference(first[:1], second[:1]) == (0.0, np.inf)
+
+
 def test_the_best_is_kept() -> None:
     verdict = choose({"start": blocks(1.10, 1), "linear": blocks(1.05, 2), "warp": blocks(1.0, 3)})
     assert verdict.chosen == "warp"
