@@ -29,6 +29,8 @@ PLAIN_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.ASCII | re
 
 LOG_INTERVAL_S = 5.0
 TERMINAL_INTERVAL_S = 0.1
+LOG_WIDTH = 1000  # characters; on a terminal its own
+NOTE = "note"
 
 
 class OneSentence(click.ClickException):
@@ -267,16 +269,25 @@ def typed_options(context: click.Context) -> set[str]:
 
 
 def echo_defaults(rows: Iterable[tuple[str, object, str]]) -> None:
-    """Print (what, value, where it came from) as a table: every value a run uses that was not typed in."""
+    """Print (what, value, where it came from) as a table: every value a run uses that was not typed in.
+
+    Those called ``note`` are sentences: they follow as lines of their own, since a table would cut them off.
+    """
+    rows = list(rows)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, justify="left")
     table.add_column()
     for what, value, source in rows:
-        table.add_row(what, shown(str(value)), shown(source))
-    # a log has no width: let no line be broken there
-    width = None if sys.stdout.isatty() else 200
-    Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False).print(table)
+        if what != NOTE:
+            table.add_row(what, shown(str(value)), shown(source))
+    if table.row_count:
+        # a log has no width: let no line be broken there
+        width = None if sys.stdout.isatty() else LOG_WIDTH
+        Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False).print(table)
+    for what, value, _ in rows:
+        if what == NOTE:
+            click.echo(f"{NOTE}: {shown(str(value))}")
 
 
 class Progress:

@@ -65,7 +65,7 @@ class Run(TomogramRun[Options]):
         settings = PrepareSettings(polarity=self.polarity, restore=False, voltage_kV=o.voltage)
         tilts = prepared_tilts(self.reader(source), o.binning, settings, device=self.device.name)
         for note in tilts.prepared.notes:
-            click.echo(f"note  {note}")
+            click.echo(f"note: {note}")
         report = _part(progress, 0.0, 0.1)
         room, device = TILTS_SHARE * self.memory, self.device.name
         given = tilts.images, tilts.alignment, self.shape[0], room, o.output.parent, report, tilts.weight, device
@@ -73,7 +73,7 @@ class Run(TomogramRun[Options]):
             scaling = measured_scaling(filtered, self.shape, self.voxel_A, device)
             outside = outside_range(scaling, float(self.shape[0]), self.card.range)
             for sentence in outside:
-                click.echo(f"note  outside the weights' training range: {sentence}; look at the result with care")
+                click.echo(f"note: outside the weights' training range: {sentence}; look at the result with care")
             factor = np.float32(abs(tilts.unit) if o.contrast == "positive" else tilts.unit)
             memory = self.device_memory * (1 - TILTS_SHARE - TOMOGRAM_SHARE)
             slabs = inferred_slabs(

@@ -200,7 +200,7 @@ class Run(TomogramRun[Options]):
         tilts = prepared_tilts(self.reader(source), o.binning, settings, o.mask_gold, self.device.name)
         facts["prepared"] = tilts.prepared.notes
         for note in tilts.prepared.notes:
-            click.echo(f"note  {note}")
+            click.echo(f"note: {note}")
         factor = np.float32(abs(tilts.unit) if o.contrast == "positive" else tilts.unit)
         if field:
             slabs = self.field(source, tilts, settings, progress, facts, float(factor))
@@ -298,7 +298,7 @@ class Run(TomogramRun[Options]):
             polished[source.name] = alignment_to_dict(alignment), reason
             self.kept.save()
         values, facts["refined"] = polished[source.name]
-        click.echo(f"note  refine: {facts['refined']}")
+        click.echo(f"note: refine: {facts['refined']}")
         return replace(tilts, alignment=alignment_from_dict(values))
 
     def tell_of_phase_contrast(self, tilts: PreparedTilts, settings: PrepareSettings) -> None:
@@ -309,7 +309,7 @@ class Run(TomogramRun[Options]):
             if defocus is not None:
                 about = f"{defocus / 1e4:.1f}"
                 click.echo(
-                    f"note  the images look like phase contrast, about {about} um under focus; unless that was "
+                    f"note: the images look like phase contrast, about {about} um under focus; unless that was "
                     f"corrected before, --ctf {about} (better: a file of CTFFIND) takes it into the fit"
                 )
 

@@ -161,7 +161,7 @@ def main(
             pair.sources.append(("tilts", f"{angles.min():.1f}° to {angles.max():.1f}°, {kind}", "--tilts"))
         echo_defaults(pair.sources)
         for note in pair.notes:
-            click.echo(f"note  {note}")
+            click.echo(f"note: {note}")
         result = volume_fsc(
             pair.a, pair.b, pair.pixel_size_A, soft, tilt_deg=angles, every_tilt=every_tilt, cone_deg=cone, seed=seed,
             make_work=make_work,
