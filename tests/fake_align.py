@@ -20,6 +20,7 @@ from inrtomo.batch.child import prepare
 def result(axis: float = 0.0, **values: Any) -> dict[str, Any]:
     """As much of ``BASE_align.json`` as a batch looks at."""
     return {
+        "verdict": "good", "reasons": ["the tilts agree"],
         "residual_rms_px": 0.4, "thickness_nm": 150.0, "tilt_axis_deg": axis, "excluded_tilts": [], "guard": None,
         "held_out_loss": None, "tilt_axis_ambiguous": False, "peak_memory_bytes": 2**30, **values,
     }  # fmt: skip

@@ -23,9 +23,11 @@ from inrtomo.batch.manifest import Series
 from inrtomo.batch.page import page
 from inrtomo.batch.slurm_template import TEMPLATE, read_template
 from inrtomo.batch.state import DONE, FAILED, Batch
-from inrtomo.batch.summary import COLUMNS, outlying, summarise
+from inrtomo.batch.steps import STEPS
+from inrtomo.batch.summary import COLUMNS, outlying, summarise, table
 from inrtomo.batch.watch import Watch
 from inrtomo.errors import InputError
+from tests.fake_align import result
 from tests.running import ROOT, Inr, assert_refused
 
 STAND_IN_FILE = ROOT / "tests" / "fake_align.py"
@@ -252,6 +254,28 @@ class Checker(html.parser.HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_a_verdict_that_is_not_good_is_worth_a_look_and_says_why(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "align", ())
+    batch.save()
+    why = {"good": [], "check": ["2 of 5 tilts are left out"], "failed": ["the tilt axis, 88.0°, does not fit <b>"]}
+    batch.add([Series(name, f"/raw/{name}.mrc") for name in (*why, "old")])
+    for name, reasons in why.items():
+        (tmp_path / name).mkdir()
+        values = result(verdict=name, reasons=reasons)
+        (tmp_path / name / f"{name}_align.json").write_text(json.dumps(values))
+        measured = STEPS["align"].measured(Series(name, f"/raw/{name}.mrc"), tmp_path / name)
+        record = {"attempts": 1, "message": "", "seconds": 3.0, "measured": measured, "tail": []}
+        batch.settle(name, DONE, record)
+    old = {key: value for key, value in result().items() if key not in ("verdict", "reasons")}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "old_align.json").write_text(json.dumps(old))  # of a version that gave no verdict
+    assert "verdict" not in STEPS["align"].measured(Series("old", "/raw/old.mrc"), tmp_path / "old")
+    summary = summarise(batch)
+    found = summary.standing_out()
+    assert list(found) == ["check", "failed"] and found["check"] == ["verdict check: 2 of 5 tilts are left out"]
+    assert "does not fit" in table(summary) and "does not fit &lt;b&gt;" in page(summary, "today")
 
 
 def test_the_page(tmp_path: Path) -> None:

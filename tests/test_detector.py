@@ -5,7 +5,9 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def found(images: np.ndarray, order: list[int] | None = None) -> Defects:
     return scan.found(order)
 
 
-def mask_of(*where: tuple[object, object]) -> np.ndarray:
+def mask_of(*where: tuple[Any, Any]) -> np.ndarray:
     mask = np.zeros((NY, NX), dtype=bool)
     for rows, columns in where:
         mask[rows, columns] = True
@@ -47,7 +49,7 @@ def mask_of(*where: tuple[object, object]) -> np.ndarray:
 
 
 ALL = slice(None)
-PLACES = {
+PLACES: dict[str, tuple[Any, Any]] = {
     "column": (ALL, 40),
     "rows": (slice(77, 79), ALL),
     "half a column": (slice(0, 60), 90),
@@ -59,7 +61,8 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("how", ["bright", "dead", "growing", "noisy"])
 def test_what_stays_on_the_detector_is_found_to_the_pixel(images: np.ndarray, place: str, how: str) -> None:
-    bad, where = images + 50, (ALL, *PLACES[place])
+    bad: Any = images + 50
+    where = (ALL, *PLACES[place])
     n, rng = len(bad), np.random.default_rng(0)
     if how == "bright":
         bad[where] += 9
@@ -212,7 +215,12 @@ def test_defects_do_not_hold_the_images_where_the_detector_was(spoiled: tuple[Pa
     assert series.image(0)[:, 77].min() > 3000
 
 
-PACKED = {"ts.mrc.gz": gzip.compress, "ts.st.bz2": bz2.compress, "ts.mrc.xz": lzma.compress, "ts.tif.gz": gzip.compress}
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "ts.mrc.gz": gzip.compress,
+    "ts.st.bz2": bz2.compress,
+    "ts.mrc.xz": lzma.compress,
+    "ts.tif.gz": gzip.compress,
+}
 
 
 @pytest.mark.parametrize("name", PACKED)

@@ -170,7 +170,8 @@ def test_rule() -> None:
         ({"disagreement": 1.0}, CHECK), ({"disagreement": 2.5}, FAILED), ({"recognised": 0.8}, CHECK),
         ({"recognised": 0.4}, FAILED), ({"excluded": 9}, CHECK), ({"excluded": 21}, FAILED),
         ({"axis_is_guess": True}, CHECK), ({"bad_tilts": (3,)}, CHECK), ({"disagreement": None}, CHECK),
-        ({"disagreement": float("nan"), "recognised": 0.0}, FAILED),
+        ({"disagreement": float("nan"), "recognised": 0.0}, FAILED), ({"doubts": ("it may be otherwise",)}, CHECK),
+        ({"wrong_start": ("the tilt axis does not fit",)}, FAILED),
     ):  # fmt: skip
         verdict = judge(replace(good, **change))  # type: ignore[arg-type]
         assert verdict.word == word and verdict.reasons, change

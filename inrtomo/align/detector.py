@@ -211,7 +211,8 @@ class DetectorScan:
         if flat.sum() < LEAST_SATURATED:
             flat[:] = False
         if lines.any() or flat.any():
-            self.defects.single[index] = np.nonzero(lines | flat)
+            rows, columns = np.nonzero(lines | flat)
+            self.defects.single[index] = rows, columns
         return lines | flat
 
     def found(self, order: list[int] | None = None) -> Defects:
@@ -223,8 +224,8 @@ class DetectorScan:
         if self.count >= FEWEST:
             assert self.first is not None
             # whole rows and columns at the border are left out of every image as it is, see `prepare.dead_borders`
-            border = dead_borders(self.stuck.all(axis=1), self.stuck.all(axis=0))
-            mean = self.total / np.maximum(self.count - self.often, 1)
+            border = dead_borders(*(np.asarray(self.stuck.all(axis=axis)) for axis in (1, 0)))
+            mean = (self.total / np.maximum(self.count - self.often, 1)).astype(np.float32)
             often = self.often >= OFTEN * self.count
             out.fixed = (fixed_defects(fill_invalid(mean, ~(border | often))) | often) & ~border
             self.stuck &= ~border

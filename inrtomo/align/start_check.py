@@ -19,7 +19,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from inrtomo.align.coarse import correlate_outwards
+from inrtomo.align.coarse import correlate_outwards, parabola_top
 from inrtomo.align.prepare import fourier_crop
 from inrtomo.alignment import Alignment
 from inrtomo.geometry import axis_rotation
@@ -30,10 +30,11 @@ Ints = NDArray[np.int64]
 
 SIZE_PX = 80  # of the images compared, about
 AXES_DEG = np.arange(0.0, 180.0, 30.0)
+NEAR_DEG = 20.0
 MOST_TILTS = 41  # that the axis is sought with
-AXIS_OFF_DEG = 8.0  # tracks find the axis from as far off; further they stay near where they began
+AXIS_OFF_DEG = 9.0  # tracks find the axis from as far off; further they stay near where they began
 SIGNIFICANT = 3.0  # standard errors
-LEAST_IMAGES = 8  # of which something can be said about their order
+LEAST_IMAGES = 8  # of which something can be said
 ORDER_GAIN = 1.1  # by so much the most similar images must be more alike than neighbours in angle
 LEAST_OVERLAP = 0.5  # of the view of an image, with the next one in angle
 
@@ -110,6 +111,8 @@ def check_axis(images: F32, tilt_deg: Array, included: Ints, axis_deg: float) ->
 
     ``included`` are the stack indices of those that are used.
     """
+    if len(included) < LEAST_IMAGES:
+        return AxisCheck(axis_deg, axis_deg, 0.0)
     step = -(-len(included) // MOST_TILTS)
     used = np.asarray(sorted(included, key=lambda i: tilt_deg[i])[::step], dtype=np.int64)
 
@@ -123,6 +126,12 @@ def check_axis(images: F32, tilt_deg: Array, included: Ints, axis_deg: float) ->
     best = float((axis_deg + off + 180.0) % 360.0 - 180.0)
     if abs(off) <= AXIS_OFF_DEG:
         return AxisCheck(axis_deg, best, 0.0)
+    # tilts to one side only, or few of them, take the harmonic some degrees from the top: look there
+    near = [float(peaks(best + step).mean()) for step in (-NEAR_DEG, 0.0, NEAR_DEG)]
+    best += 2 * NEAR_DEG * parabola_top(*near)
+    off = between_axes(axis_deg, best)
+    if abs(off) <= AXIS_OFF_DEG:
+        return AxisCheck(axis_deg, axis_deg + off, 0.0)
     gain = peaks(best) - peaks(axis_deg)
     return AxisCheck(axis_deg, best, float(gain.mean() / max(float(gain.std()), 1e-9) * np.sqrt(len(gain))))
 
