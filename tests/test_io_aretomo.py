@@ -162,6 +162,13 @@ def test_dark_images_and_local_section_written(shared_data: Path, tmp_path: Path
     assert len(text) - text.index("# Local Alignment") - 1 == 37 * patches
 
 
+def test_dark_images_keep_their_angle_where_no_recorded_one_is_known(tmp_path: Path) -> None:
+    plain = Alignment.identity(np.array([-60.0, -3.0, 0.0, 3.0]), (100, 90), 84.0)
+    write_aln(tmp_path / "a.aln", SeriesRecord(replace(plain, excluded={0: "dark"}), "a"))
+    assert "# DarkFrame =     0    0   -60.0000" in (tmp_path / "a.aln").read_text().splitlines()
+    assert read_aln(tmp_path / "a.aln").tilt_deg.tolist() == [-60, -3, 0, 3]
+
+
 def test_local_section_by_its_formula(tmp_path: Path) -> None:
     """raw = p + s(p) + T at p = R(rot) aligned, s the Gaussian mean: written out once more."""
     x = np.linspace(-80, 80, 9)

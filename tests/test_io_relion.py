@@ -127,6 +127,30 @@ def test_x_tilt_has_the_other_sign(tmp_path: Path) -> None:
     assert rigid.specimen_to_raw(2, point) + [40, 29.5] == pytest.approx(index, abs=1e-4)
 
 
+def test_deformations_on_a_grid_that_is_not_square(tmp_path: Path) -> None:
+    """Values and slopes of a plane, 3 nodes along x and 2 along y, x fastest, x's shifts before y's: the plane."""
+    record = replace(small(), alignment=small().alignment.without_warp())
+    write_relion(tmp_path, record)
+    overview, path = tmp_path / "tomograms.star", tmp_path / "tilt_series" / "01.star"
+    general, table = read_star(overview)["global"], read_star(path)["01"]
+    words, planes = [], ((1.0, 0.5, -0.7), (-0.3, 0.2, 0.9))  # px: constant, along x and along y for each grid step
+    for constant, along_x, along_y in planes:
+        for j, i in np.ndindex(2, 3):
+            words += [constant + along_x * i + along_y * j, along_x, along_y, 0.0]
+    table["rlnTomoDeformationCoefficients"] = ["[" + ",".join(map(str, words)) + "]"] * 3
+    general |= {"rlnTomoDeformationGridSizeX": ["3"], "rlnTomoDeformationGridSizeY": ["2"]}
+    general["rlnTomoDeformationType"] = ["spline"]
+    write_star(path, {"01": table}, overwrite=True)
+    write_star(overview, {"global": general}, overwrite=True)
+    a = read_relion(overview, (81, 60)).alignment
+    for m in range(3):
+        for point in ([0.0, 0.0, 0.0], [14.0, -9.0, 3.0], [-11.0, 20.0, -5.0]):
+            q = record.alignment.specimen_to_raw(m, np.array(point))
+            steps = (q + [40.0, 29.5]) / [81, 60] * [2, 1]
+            shift = [c + x * steps[0] + y * steps[1] for c, x, y in planes]
+            assert a.specimen_to_raw(m, np.array(point)) == pytest.approx(q + shift, abs=0.01)
+
+
 def test_deformations_by_their_formula(tmp_path: Path) -> None:
     """Bicubic Hermite interpolation of (value, slope x, slope y, twist), written out once more."""
     record = small()

@@ -91,6 +91,25 @@ def test_a_warped_volume_is_read_at_its_middle(tmp_path: Path) -> None:
     assert any("up to 1.99 px" in note for note in notes)  # 4 Å, most of it along y
 
 
+@pytest.mark.parametrize(("axis", "side"), [("Width", "X"), ("Height", "Y")])
+def test_a_volume_that_is_stretched_from_side_to_side(tmp_path: Path, axis: str, side: str) -> None:
+    """Two nodes make a line: -4 Å at one side of the volume and 4 at the other, 0 in the middle."""
+    record = replace(small(2.0), alignment=small(2.0).alignment.without_warp())
+    write_warp_xml(tmp_path / "01.xml", record, volume_px=(80, 60, 20))
+    plain = read_alignment(tmp_path / "01.xml")
+    text = (tmp_path / "01.xml").read_text()
+    at, end = text.index("<GridVolumeWarpX"), text.index("</GridVolumeWarpX>")
+    nodes = f'<Node {side}="0" Value="-4"/><Node {side}="1" Value="4"/>'
+    (tmp_path / "a.xml").write_text(text[:at] + f'<GridVolumeWarpX {axis}="2">' + nodes + text[end:])
+    bent = read_alignment(tmp_path / "a.xml")
+    for m in range(3):
+        for point in ([12.0, -7.0, 0.0], [-20.0, 15.0, 0.0]):
+            along = point[0] / 40 if side == "X" else point[1] / 30
+            moved = np.array(point) + [2 * along, 0, 0]
+            seen = bent.specimen_to_raw(m, np.array(point))
+            assert seen == pytest.approx(plain.specimen_to_raw(m, moved), abs=0.02)
+
+
 BOMB = '<!DOCTYPE t [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><TiltSeries><Angles>&b;</Angles></TiltSeries>'
 
 
