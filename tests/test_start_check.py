@@ -86,6 +86,18 @@ def test_angles_in_another_order_are_noticed() -> None:
         assert doubt is not None and "--tilt-angles" in doubt, name
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_a_flat_specimen_shows_the_same_at_the_opposite_angle(noise: float) -> None:
+    """No points above or below the axis: a tilt and its opposite are one projection, which is no wrong order."""
+    prepared, images, truth = prepared_blobs(0.0)
+    tilt, used = truth.tilt_deg, prepared.included
+    same = np.array([int(np.abs(tilt - abs(angle)).argmin()) for angle in tilt])
+    flat = images[same] + noise * images.std() * np.random.default_rng(0).normal(size=images.shape)
+    flat = flat.astype(np.float32)
+    assert order_doubt(flat, tilt, used) is None
+    assert order_doubt(flat, np.random.default_rng(1).permutation(tilt), used) is not None
+
+
 def test_nothing_is_said_of_noise_and_of_few_images() -> None:
     rng = np.random.default_rng(0)
     images = rng.normal(size=(31, 64, 64)).astype(np.float32)

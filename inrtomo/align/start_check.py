@@ -27,6 +27,7 @@ from inrtomo.geometry import axis_rotation
 Array = NDArray[np.float64]
 F32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 SIZE_PX = 80  # of the images compared, about
 AXES_DEG = np.arange(0.0, 180.0, 30.0)
@@ -143,25 +144,46 @@ def order_doubt(images: F32, tilt_deg: Array, included: Ints) -> str | None:
     if n < LEAST_IMAGES:
         return None
     halves = [_likeness(images[used][:, rows]) for rows in (slice(0, half), slice(half, 2 * half))]
-    rank = np.arange(n)
+    rank, tilt = np.arange(n), tilt_deg[used]
     near = np.abs(rank[:, None] - rank) <= 1
-    away = np.zeros(n, dtype=bool)
+    alike, expected, usual, away = _alike(halves, near, np.eye(n, dtype=bool))
+    gain = alike - expected
+    if gain.mean() <= SIGNIFICANT * gain.std() / np.sqrt(len(gain)) or not _much_more(alike, expected, usual):
+        return None
+    # a flat specimen shows the same at the opposite angle, whatever the order: it has to hold without these images too
+    mirrored = ~near & (np.abs(tilt[:, None] + tilt) < np.median(np.diff(tilt)) / 2)
+    if not _much_more(*_alike(halves, near, np.eye(n, dtype=bool) | mirrored)[:3]):
+        return None
+    return (
+        f"the tilt angles do not fit the order of the images: {away} of {n} images are more like others "
+        "than like those next to them in angle; give the angles in the order of the stack with --tilt-angles"
+    )
+
+
+def _alike(halves: Sequence[Array], near: Bools, left_out: Bools) -> tuple[Array, Array, float, int]:
+    """How alike every image is to the one most like it, and to the more alike of those next to it in angle.
+
+    Args:
+        halves: likeness of any two images by two halves of their pixels, ``(n, n)``: one chooses, the other judges.
+        near: which are next to each other in angle; left_out: which are not to be chosen.
+
+    Returns:
+        both, ``(2 n,)``; what is usual of images apart; the number of images most like one that is not next to them.
+    """
+    rank, away = np.arange(len(near)), np.zeros(len(near), dtype=bool)
     alike, expected, usual = [], [], []
     for choosing, judging in (halves, halves[::-1]):
-        choice = np.where(np.eye(n, dtype=bool), -np.inf, choosing)
+        choice = np.where(left_out, -np.inf, choosing)
         most_alike, next_in_angle = choice.argmax(axis=1), np.where(near, choice, -np.inf).argmax(axis=1)
         alike.append(judging[rank, most_alike])
         expected.append(judging[rank, next_in_angle])
         usual.append(np.median(judging[~near]))
         away |= ~near[rank, most_alike] & (alike[-1] > expected[-1])
-    gain = np.concatenate(alike) - np.concatenate(expected)
-    significant = gain.mean() > SIGNIFICANT * gain.std() / np.sqrt(len(gain))
-    if not significant or np.mean(alike) - np.mean(usual) < ORDER_GAIN * (np.mean(expected) - np.mean(usual)):
-        return None
-    return (
-        f"the tilt angles do not fit the order of the images: {int(away.sum())} of {n} images are more like others "
-        "than like those next to them in angle; give the angles in the order of the stack with --tilt-angles"
-    )
+    return np.concatenate(alike), np.concatenate(expected), float(np.mean(usual)), int(away.sum())
+
+
+def _much_more(alike: Array, expected: Array, usual: float) -> bool:
+    return bool(alike.mean() - usual >= ORDER_GAIN * (expected.mean() - usual))
 
 
 def _likeness(images: F32) -> Array:
