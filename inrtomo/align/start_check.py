@@ -34,7 +34,7 @@ AXES_DEG = np.arange(0.0, 180.0, 30.0)
 NEAR_DEG = 20.0
 MOST_TILTS = 41  # that the axis is sought with
 AXIS_OFF_DEG = 9.0  # tracks find the axis from as far off; further they stay near where they began
-SIGNIFICANT = 3.0  # standard errors
+AXIS_SIGNIFICANT, ORDER_SIGNIFICANT = 4.0, 3.0  # standard errors; the best of many axes gains 3 by chance
 LEAST_IMAGES = 8  # of which something can be said
 ORDER_GAIN = 1.1  # by so much the most similar images must be more alike than neighbours in angle
 LEAST_OVERLAP = 0.5  # of the view of an image, with the next one in angle
@@ -60,7 +60,7 @@ class AxisCheck:
 
     @property
     def fits(self) -> bool:
-        return self.off_deg <= AXIS_OFF_DEG or self.standard_errors < SIGNIFICANT
+        return self.off_deg <= AXIS_OFF_DEG or self.standard_errors < AXIS_SIGNIFICANT
 
     @property
     def direction_is_known(self) -> bool:
@@ -148,7 +148,7 @@ def order_doubt(images: F32, tilt_deg: Array, included: Ints) -> str | None:
     near = np.abs(rank[:, None] - rank) <= 1
     alike, expected, usual, away = _alike(halves, near, np.eye(n, dtype=bool))
     gain = alike - expected
-    if gain.mean() <= SIGNIFICANT * gain.std() / np.sqrt(len(gain)) or not _much_more(alike, expected, usual):
+    if gain.mean() <= ORDER_SIGNIFICANT * gain.std() / np.sqrt(len(gain)) or not _much_more(alike, expected, usual):
         return None
     # a flat specimen shows the same at the opposite angle, whatever the order: it has to hold without these images too
     mirrored = ~near & (np.abs(tilt[:, None] + tilt) < np.median(np.diff(tilt)) / 2)
