@@ -24,7 +24,10 @@ def nothing(case: Case) -> list[Outcome]:
 
 
 def truth(case: Case) -> list[Outcome]:
-    """The true alignment, and the best that shifts, rotations and other linear maps could do."""
+    """The true alignment, and the best that shifts, rotations and other linear maps could do.
+
+    Of a specimen that moves the true alignment is the nearest one: what depends on depth is beyond it, and its error.
+    """
     return [
         Outcome("truth", case.truth),
         Outcome("truth, best linear", best_linear(case.truth, case.thickness_px)),
@@ -70,7 +73,9 @@ def _inr_align(case: Case, method: str, folder: str, *options: str) -> Outcome:
     volume = out / f"{case.name}_field.npz"
     notes = {"excluded": sorted(alignment.excluded), "held_out_loss": values.get("held_out_loss"), "cpu_s": ran.cpu_s}
     sigma = values.get("sigma_shift_px")
-    return Outcome(method, alignment, ran.wall_s, ran.peak_MB, volume if volume.exists() else None, sigma, notes)
+    field = volume if volume.exists() else None
+    thickness = values.get("thickness_px")
+    return Outcome(method, alignment, ran.wall_s, ran.peak_MB, field, sigma, thickness, notes)
 
 
 def aretomo(case: Case) -> list[Outcome]:
