@@ -48,6 +48,7 @@ def simulate(settings: SimulationSettings) -> Simulation:
         "seed": settings.seed,
         "settings": settings.as_dict(),
         "nominal_tilt_deg": nominal.tolist(),
+        "stage_tilt_deg": true_map.recorded.tilt_deg.tolist(),
         "order": order.tolist(),
         "blanks": blank,
         "snr_db": settings.snr_db,

@@ -20,7 +20,8 @@ def write_simulation(simulation: Simulation, folder: Path, base: str, overwrite:
 
     ``BASE.mrc BASE_odd.mrc BASE_even.mrc`` (raw stacks), ``BASE.rawtlt`` (nominal angles), ``BASE.mrc.mdoc`` (order,
     dose, nominal axis), ``BASE_truth.json`` (the true alignment, where points of the specimen are seen, and how the
-    series was made) and ``BASE_truth.mrc`` (the specimen over the view, [z, y, x]). Raises InputError for a file that exists, unless it may be overwritten.
+    series was made) and ``BASE_truth.mrc`` (the specimen over the view, [z, y, x]). Raises InputError for a file that
+    exists, unless it may be overwritten.
     """
     make_folder(folder)
     pixel = simulation.settings.pixel_size_A

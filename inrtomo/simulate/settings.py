@@ -77,7 +77,7 @@ class SimulationSettings:
     distortion_percent: float = 0.0
     radial_px: float = 0.0
     motion_px: float = 0.0
-    motion_length_px: float = 300.0
+    motion_length_px: float = 200.0
     doming_px: float = 0.0
     thinning_px: float = 0.0
     sliding_px: float = 0.0

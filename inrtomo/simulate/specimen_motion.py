@@ -56,11 +56,16 @@ class SpecimenMotion:
         """Where specimen points ``(..., 3)`` are in a tilt."""
         return np.asarray(points + self.displacement(tilt, points))
 
-    def unmoved(self, tilt: int, places: Array) -> Array:
-        """Inverse of `moved`: which specimen points are at the places ``(..., 3)`` in a tilt."""
-        points = places
+    def unmoved(self, tilt: int, places: Array, half_box: Array) -> Array:
+        """Inverse of `moved`: which specimen points are at the places ``(..., 3)`` in a tilt.
+
+        Points beyond ``half_box`` ``(3,)`` (x, y, z), where no specimen is and the motion may be wild, are put on its
+        faces.
+        """
+        limit = half_box.astype(places.dtype)
+        points = np.clip(places, -limit, limit)
         for _ in range(INVERSION_STEPS):
-            new = places - self.displacement(tilt, points)
+            new = np.clip(places - self.displacement(tilt, points), -limit, limit)
             done = np.abs(new - points).max(initial=0.0) < INVERSION_TOLERANCE_PX
             points = new
             if done:

@@ -15,7 +15,9 @@ Array = NDArray[np.float64]
 
 WARP_SPACING_PX = 16.0  # of the nodes of the nearest alignment's warp
 WARP_BORDER_PX = 8.0
-DEPTHS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # over which its warp is a mean, in thicknesses
+DEPTHS = (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4)  # over which its warp is a mean, in thicknesses
+SOFT_EDGE_PX = 8.0
+OUTSIDE = 1e-3  # weight in that mean of what lies outside the field of view
 SMOOTH_DEGREE = 4
 
 
@@ -49,7 +51,8 @@ class TrueMap:
         """The alignment with a dense warp that comes nearest to this map.
 
         An alignment's warp does not depend on depth. Motion in proportion to depth goes into the angles (about y and x)
-        of the tilt; of what else differs along a ray, the warp has the mean. What is left is in no alignment.
+        of the tilt; of what else differs along a ray, the warp has the mean over the part in the field of view. What is
+        left is in no alignment.
 
         Args:
             points: specimen points ``(n, 3)`` that fill the specimen; normal: of its plane (x, y, z).
@@ -69,13 +72,18 @@ class TrueMap:
         reach = np.abs([recorded.raw_to_aligned(m, corners) for m in range(recorded.n_tilts)]).max(axis=(0, 1))
         x, y = (_nodes(float(r) + WARP_BORDER_PX) for r in reach)
         u = np.stack(np.meshgrid(x, y), axis=-1)
+        half_view = np.abs(points[:, 0]).max()
         vectors = []
         for m in range(turned.n_tilts):
-            warp = np.zeros_like(u)
+            total, weights = np.zeros_like(u), np.zeros(u.shape[:-1])
             for depth in DEPTHS:
-                raw = self.specimen_to_raw(m, _points_on_rays(turned, m, u, normal, depth * thickness_px))
-                warp += raw @ turned.linear[m].T + turned.shift_px[m] - u
-            vectors.append(warp / len(DEPTHS))
+                on_ray = _points_on_rays(turned, m, u, normal, depth * thickness_px)
+                beyond = (np.abs(on_ray[..., 0]) - half_view) / SOFT_EDGE_PX
+                weight = 1 / (1 + np.exp(np.minimum(beyond, 50))) + OUTSIDE
+                raw = self.specimen_to_raw(m, on_ray)
+                total += weight[..., None] * (raw @ turned.linear[m].T + turned.shift_px[m] - u)
+                weights += weight
+            vectors.append(total / weights[..., None])
         full = replace(turned, warp=LocalWarp(x, y, np.stack(vectors), "bicubic"))
         return folded_over_specimen(full, thickness_px)
 
@@ -94,7 +102,7 @@ class TrueMap:
 
 
 def _points_on_rays(alignment: Alignment, tilt: int, u: Array, normal: Array, height_px: float) -> Array:
-    """The points ``(..., 3)`` that project to ``u`` ``(..., 2)`` and are ``height_px`` above the plane with a normal."""
+    """Points ``(..., 3)`` that project to ``u`` ``(..., 2)``, ``height_px`` above the plane with a normal."""
     angle = np.deg2rad(alignment.tilt_deg[tilt])
     c, s = np.cos(angle), np.sin(angle)
     level = rotation_about_x(float(alignment.x_tilt_deg[tilt]))

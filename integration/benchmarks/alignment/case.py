@@ -23,8 +23,8 @@ class Case:
 
     Attributes:
         name, seed: which one; folder: where its files are, ``NAME.mrc`` and so on; work: where methods may write.
-        truth: the true alignment, or the nearest there is; known: points of the specimen and their true images, by which
-            alignments are scored; meta: the rest of the truth file.
+        truth: the true alignment, or the nearest there is; known: points of the specimen and their true images, by
+            which alignments are scored; meta: the rest of the truth file.
         axis_deg: the tilt axis a method is told.
         blanks: tilts without a specimen. Peers are told of them, inr-align is not.
         threads: for every program that can be told.

@@ -86,8 +86,8 @@ _IMAGES = {
 def _moving(settings: SimulationSettings, size: float = 1.0, **changes: object) -> SimulationSettings:
     """The series with a specimen that moves: shares of random motion, doming and thinning, and images that stretch."""
     motion = {
-        "motion_px": size,
-        "motion_length_px": 300.0,
+        "motion_px": 0.8 * size,
+        "motion_length_px": 200.0,
         "doming_px": size,
         "thinning_px": size,
         "sliding_px": 0.5 * size,
