@@ -44,7 +44,7 @@ HEADLINE_SEEDS = "5-9"
     "--seeds", default=HEADLINE_SEEDS, help="For instance 0-4 or 0,2; 0-4 to set constants, 5-9 for tables to be shown."
 )
 @click.option("--methods", help=f"Of {', '.join(METHODS)}.  [default: all that can run here]")
-@click.option("--scaling", is_flag=True, help="Instead: inr-align on 128, 256 and 512 px images of the S1 kind.")
+@click.option("--scaling", is_flag=True, help="Instead: inr-align on 128, 256 and 512 px images of the S1w kind.")
 @click.option("--error-bars", is_flag=True, help="Run inr-align with --error-bars and count what they cover.")
 @click.option("--volumes/--no-volumes", default=True, help="Score reconstructions too.")
 @click.option("--densities", type=click.Path(file_okay=False, path_type=Path), help="Folder of MRC densities.")
@@ -204,7 +204,7 @@ def _settings(name: str, seed: int, densities: Path | None) -> SimulationSetting
     if not name.startswith(SCALING):
         return benchmark_settings(name, seed, densities)
     size = int(name.removeprefix(SCALING))
-    s1 = benchmark_settings("S1", seed, densities)
+    s1 = benchmark_settings("S1w", seed, densities)
     return replace(s1, size=(size, size), thickness_px=round(s1.thickness_px * size / s1.size[0]))
 
 
