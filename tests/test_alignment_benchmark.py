@@ -62,7 +62,7 @@ def test_a_method_that_fails_is_told_and_tried_again(tiny_benchmark: Path, monke
 
 def test_headlines_are_of_seeds_on_which_nothing_was_set() -> None:
     defaults = {option.name: option.default for option in run.main.params}
-    assert run.seed_numbers(defaults["seeds"]) == [5, 6, 7, 8, 9]
+    assert run.seed_numbers(str(defaults["seeds"])) == [5, 6, 7, 8, 9]
 
 
 def test_series_are_told_what_an_operator_would_know() -> None:

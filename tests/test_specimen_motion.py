@@ -115,7 +115,7 @@ def test_random_motion_has_the_stated_size_and_correlation_length() -> None:
 def test_no_static_part_is_in_the_motion(kind: str) -> None:
     """At no point does the mean motion look like the specimen being elsewhere; so there is no slice gauge in it."""
     tilts = np.arange(-60.0, 61.0, 5.0)
-    made = motion(tilts, **KINDS[kind])
+    made = motion(tilts, 4, **KINDS[kind])
     images = seen(np.stack([made.displacement(m, SOME) for m in range(len(tilts))]), tilts)
     assert np.abs(images).max() > 0.3
     cosine, sine = np.cos(np.deg2rad(tilts)), np.sin(np.deg2rad(tilts))
@@ -214,7 +214,7 @@ def test_angles_are_wrong_as_told_and_the_truth_knows(tmp_path: Path) -> None:
 def test_the_nearest_alignment_takes_depth_into_its_angles() -> None:
     base = replace(STILL, tilt_step_deg=5, dose_per_tilt=5, beads=0, size=(64, 64))
     for kinds, most in (({"creep_px": 3.0}, 1e-3), ({"thinning_px": 3.0, "sliding_px": 3.0}, 0.02)):
-        result = simulate(replace(base, **kinds))
+        result = simulate(replace(base, **kinds))  # type: ignore[arg-type]
         stage = result.true_map.recorded
         mine, plain = [], []
         for m in range(stage.n_tilts):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from inrtomo.alignment import Alignment
@@ -151,7 +151,7 @@ class AlignmentError:
     def rms_after_slice_gauge_px(self) -> float:
         return self.gauge_free.rms_px
 
-    def lean_deg(self, normal: Array) -> tuple[float, float]:
+    def lean_deg(self, normal: ArrayLike) -> tuple[float, float]:
         """How far the specimen, with a ``normal`` ``(3,)`` in the frame of b, is from level in the frame of a.
 
         Returns the angles about y and about x by which a level slab would be turned to lie so. They are what an

@@ -77,7 +77,8 @@ def _backward_table(motion: SpecimenMotion, tilt: int, shape: tuple[int, ...]) -
     first = -(counts - 1) * DISPLACEMENT_SPACING_PX / 2
     x, y, z = (start + DISPLACEMENT_SPACING_PX * np.arange(n) for start, n in zip(first, counts, strict=True))
     places = np.stack(np.meshgrid(z, y, x, indexing="ij")[::-1], axis=-1).astype(np.float32)
-    return np.ascontiguousarray(motion.unmoved(tilt, places, half) - places), first, reach
+    back = motion.unmoved(tilt, places, half) - places
+    return np.ascontiguousarray(back, dtype=np.float32), first, reach
 
 
 def _columns_are_rows(alignment: Alignment, tilt: int) -> bool:

@@ -24,6 +24,7 @@ from inrtomo.simulate.settings import SimulationSettings
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 LAMELLA_TILT_DEG = 10.0
 CYTOSOL_DENSITY = 0.03
@@ -80,14 +81,14 @@ def make_shape(
     return Shape(normal, full * np.where(inside > 0, 0.6 + 0.4 * np.exp(-inside / (0.3 * min(view))), 1.0), flat)
 
 
-def add_matter(density: F32, shape: Shape, settings: SimulationSettings, view: tuple[int, int], seed: int) -> F32:
+def add_matter(density: F32, shape: Shape, settings: SimulationSettings, view: tuple[int, int], seed: int) -> Bools:
     """Add to ``density`` ``[z, y, x]`` what fills a shape besides molecules; returns the voxels no molecule may enter.
 
     The same ``seed`` gives the same matter.
     """
     rng = np.random.default_rng(seed)
     nz, ny, nx = density.shape
-    blocked = np.zeros(density.shape, dtype=bool)
+    blocked: Bools = np.zeros(density.shape, dtype=bool)
     if settings.specimen == "slab":
         return blocked
     z, y, x = (centred_coordinates(n) for n in density.shape)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from inrtomo.simulate.settings import SimulationSettings
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
@@ -47,16 +48,16 @@ class SpecimenMotion:
     waves: Array
     coefficients: Array
 
-    def displacement(self, tilt: int, points: Array) -> Array:
+    def displacement(self, tilt: int, points: Floats) -> Floats:
         """``D_m(X)`` in px for specimen points ``(..., 3)`` (x, y, z), in their own precision."""
         flat = points.reshape(-1, 3)
         return np.asarray(self._fields(flat) @ self.coefficients[tilt].astype(flat.dtype)).reshape(points.shape)
 
-    def moved(self, tilt: int, points: Array) -> Array:
+    def moved(self, tilt: int, points: Floats) -> Floats:
         """Where specimen points ``(..., 3)`` are in a tilt."""
         return np.asarray(points + self.displacement(tilt, points))
 
-    def unmoved(self, tilt: int, places: Array, half_box: Array) -> Array:
+    def unmoved(self, tilt: int, places: Floats, half_box: Array) -> Floats:
         """Inverse of `moved`: which specimen points are at the places ``(..., 3)`` in a tilt.
 
         Points beyond ``half_box`` ``(3,)`` (x, y, z), where no specimen is and the motion may be wild, are put on its
@@ -72,7 +73,7 @@ class SpecimenMotion:
                 break
         return points
 
-    def _fields(self, points: Array) -> Array:
+    def _fields(self, points: Floats) -> Floats:
         """Values of all fields ``(n, n_fields)`` at points ``(n, 3)``."""
         scaled = points / points.dtype.type(self.scale_px)
         powers = [np.ones_like(scaled)]
@@ -120,7 +121,7 @@ def make_motion(
     lattice = np.stack(
         np.meshgrid(*(np.linspace(-n / 2, n / 2, c) for n, c in ((view[0], 9), (view[1], 9), (s.thickness_px, 3)))), -1
     ).reshape(-1, 3)
-    seen = np.stack([_projected(random.displacement(m, lattice), tilt_deg[m]) for m in np.flatnonzero(used)])
+    seen = np.stack([_projected(random.displacement(int(m), lattice), tilt_deg[m]) for m in np.flatnonzero(used)])
     coefficients = random.coefficients * (s.motion_px / np.sqrt((seen**2).mean()))
 
     ordered = np.zeros_like(empty.coefficients[0])
@@ -209,6 +210,6 @@ def _power(x: int, y: int, z: int) -> int:
     return int(np.flatnonzero((_POWERS == (x, y, z)).all(axis=1))[0])
 
 
-def _projected(displacement: Array, tilt_deg: float) -> Array:
+def _projected(displacement: Floats, tilt_deg: float) -> Array:
     c, s = np.cos(np.deg2rad(tilt_deg)), np.sin(np.deg2rad(tilt_deg))
     return np.stack([displacement[:, 0] * c + displacement[:, 2] * s, displacement[:, 1]], axis=1)

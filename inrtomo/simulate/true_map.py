@@ -44,7 +44,7 @@ class TrueMap:
         """Raw pixels ``(..., 2)`` where specimen points ``(..., 3)`` are seen in image ``tilt``."""
         points = np.asarray(points, dtype=np.float64)
         if self.motion is not None:
-            points = self.motion.moved(tilt, points)
+            points = np.asarray(self.motion.moved(tilt, points), dtype=np.float64)
         return distorted(self.recorded.specimen_to_raw(tilt, points), self.radial_px, self.recorded.image_size)
 
     def nearest_alignment(self, points: Array, normal: Array, thickness_px: float) -> Alignment:
