@@ -9,6 +9,7 @@ import pytest
 
 from inrtomo.alignment import Alignment
 from inrtomo.io.alignment_json import alignment_to_dict
+from inrtomo.truth import TruePoints
 from tests.running import Inr
 
 N = 21
@@ -63,3 +64,20 @@ def test_refusals(inr: Inr, truth: Alignment, tmp_path: Path) -> None:
         assert result.exit_code == 2, result.output
         assert word in result.output and "Traceback" not in result.output
     assert (tmp_path / "taken.json").read_text() == "precious"
+
+
+def test_level_and_thickness_against_a_truth(inr: Inr, truth: Alignment, tmp_path: Path) -> None:
+    points = np.random.default_rng(0).uniform(-1, 1, (200, 3)) * (40, 30, 15)
+    raw = np.stack([truth.specimen_to_raw(m, points) for m in range(N)])
+    known = TruePoints(points, raw, np.array([0.0, 0.0, 1.0]), 30.0)
+    off = replace(truth, tilt_deg=truth.tilt_deg - 2.0, x_tilt_deg=np.full(N, 1.0))
+    a = written(tmp_path / "a.json", off, thickness_px=24)
+    b = written(tmp_path / "b.json", truth, **known.to_dict())
+    result = inr("compare", a, b, "-o", tmp_path / "c")
+    assert result.exit_code == 0, result.output
+    assert "200 in 30 nm" in result.output and "0.80 of the true one" in result.output
+    assert "+2.00 degrees about y and +1.00 about x" in result.output
+    values = json.loads((tmp_path / "c.json").read_text())
+    assert values["thickness_ratio"] == pytest.approx(0.8) and values["rms_px"] < 1e-5
+    # the other way round there is no truth to hold a level against
+    assert "level:" not in inr("compare", b, a).output

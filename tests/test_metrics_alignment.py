@@ -16,6 +16,7 @@ from inrtomo.metrics.alignment import (
     in_frame_of,
     slab_points,
 )
+from inrtomo.truth import TruePoints
 
 THICKNESS = 60.0
 SIZE = (200, 160)
@@ -304,3 +305,58 @@ def test_different_series_are_refused() -> None:
         compare_alignments(replace(make(), image_size=(64, 64)), make(), THICKNESS)
     with pytest.raises(ValueError, match="no tilt"):
         compare_alignments(make(), make(), THICKNESS, exclude=range(31))
+
+
+def test_level_is_judged_in_the_frame_of_the_result() -> None:
+    truth, flat = make(), (0.0, 0.0, 1.0)
+    # with angles 2.5 degrees up, a point (x, y, 0) is seen as one at x (cos, 0, sin 2.5) would be: the plane rises in x
+    offset = replace(truth, tilt_deg=truth.tilt_deg + 2.5)
+    assert compare_alignments(offset, truth, THICKNESS).lean_deg(flat) == pytest.approx((-2.5, 0), abs=1e-6)
+    # with x-tilts of 3 degrees, one at y (0, cos, sin 3): it rises in y, which a turn by +3 about x makes
+    leaning = replace(truth, x_tilt_deg=np.full(truth.n_tilts, 3.0))
+    assert compare_alignments(leaning, truth, THICKNESS).lean_deg(flat) == pytest.approx((0, 3), abs=1e-6)
+    # the specimen itself leaned the other way, and the angles made it level
+    b = np.deg2rad(2.5)
+    assert compare_alignments(offset, truth, THICKNESS).lean_deg((np.sin(b), 0, np.cos(b))) == pytest.approx(
+        (0, 0), abs=1e-6
+    )
+
+
+def test_rotations_and_angles_are_scored_tilt_by_tilt() -> None:
+    truth = make()
+    turn = np.where(np.arange(truth.n_tilts) % 2, 0.2, -0.2)
+    matrices = np.stack([axis_rotation(angle) for angle in truth.rotation_deg + turn])
+    turned = replace(truth, linear=matrices, shift_px=np.einsum("mij,mj->mi", matrices, _centres(truth)))
+    found = compare_alignments(turned, truth, THICKNESS)
+    np.testing.assert_allclose(found.gauge_free.turn_deg, turn, atol=0.02)
+    wrong = np.random.default_rng(3).normal(size=truth.n_tilts)
+    error = compare_alignments(replace(truth, tilt_deg=truth.tilt_deg + wrong), truth, THICKNESS)
+    np.testing.assert_allclose(error.angle_deg, wrong - wrong.mean(), atol=1e-9)
+
+
+def _centres(alignment: Alignment) -> np.ndarray:
+    """Shifts before the rotation, so that a turn is about the centre of the aligned image."""
+    return np.einsum("mij,mj->mi", np.linalg.inv(alignment.linear), alignment.shift_px)
+
+
+def test_the_other_end_of_the_axis_is_no_error_of_the_angles() -> None:
+    truth = make()
+    half_turn = replace(truth, linear=-truth.linear, shift_px=-truth.shift_px, tilt_deg=-truth.tilt_deg)
+    error = compare_alignments(half_turn, truth, THICKNESS)
+    assert error.rms_px < 1e-6 and np.abs(error.angle_deg).max() < 1e-9
+
+
+def test_known_points_take_the_place_of_the_references_own_map() -> None:
+    truth = make()
+    points = np.random.default_rng(2).uniform(-1, 1, (300, 3)) * (80, 60, 30)
+    raw = np.stack([truth.specimen_to_raw(m, points) for m in range(truth.n_tilts)])
+    known = TruePoints(points, raw, np.array([0.0, 0.0, 1.0]), THICKNESS)
+    assert compare_alignments(truth, truth, THICKNESS, known=known).rms_px < 1e-9
+    # motion that neither a rigid body nor a deformation by y can make: to and fro from tilt to tilt
+    push = 0.01 * (-1.0) ** np.arange(truth.n_tilts)[:, None] * points[:, 0]
+    off = replace(known, raw=raw + push[..., None] * np.array([1.0, 0.0]))
+    error = compare_alignments(truth, truth, THICKNESS, known=off)
+    seen = (np.abs(off.raw) <= np.array(SIZE) / 2).all(axis=-1)
+    assert error.rms_px == pytest.approx(np.sqrt((push[seen] ** 2).mean()), rel=0.05)
+    with pytest.raises(ValueError, match="seen in 30 tilts"):
+        compare_alignments(truth, truth, THICKNESS, known=replace(known, raw=raw[1:]))

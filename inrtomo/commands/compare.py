@@ -20,6 +20,7 @@ from inrtomo.io import numbers
 from inrtomo.io.alignment_files import read_record
 from inrtomo.io.belonging.alignment import in_order_of
 from inrtomo.io.files import atomic_path, check_output, make_folder
+from inrtomo.truth import TruePoints
 
 if TYPE_CHECKING:
     from inrtomo.metrics.alignment import AlignmentError, Residual
@@ -45,6 +46,9 @@ def main(
     The specimen is moved as a rigid body to agree best; what then is left between the projections of the same points
     is the error. It is given again without deformations of the specimen that depend on y alone ("slice gauge"), which
     one tilt axis cannot show. Tilts that A or B excludes are left out.
+
+    Where B is the truth of inr-simulate, the points are those it holds (unless --thickness is given), because no
+    alignment says all of a specimen that moves; and the level and the thickness that A found are compared with it.
     """
     outputs = [] if prefix is None else [prefix.with_name(prefix.name + ending) for ending in (".json", ".png")]
     if prefix is not None:
@@ -54,6 +58,7 @@ def main(
     notes: list[str] = []
     first, second = _read_both(a, b, notes)
     thickness_px, source = _thickness(thickness, first, second, a, b)
+    known = None if b.suffix != ".json" else TruePoints.from_dict(json.loads(b.read_text(encoding="utf-8")))
     pixel = second.pixel_size_A or first.pixel_size_A
     outside = [tilt for tilt in exclude if tilt >= second.n_tilts]
     if outside:
@@ -61,14 +66,18 @@ def main(
     from inrtomo.metrics.alignment import compare_alignments  # scipy: not for --help, nor for bad input
 
     shown = f"{thickness_px:.0f} px" if pixel is None else f"{thickness_px * pixel / 10:.0f} nm"
-    echo_defaults([("slab", shown, source), *(("note", note, "") for note in notes)])
+    by_points = known if thickness is None else None
+    slab = ("slab", shown, source) if by_points is None else ("points", f"{len(by_points.points)} in {shown}", source)
+    echo_defaults([slab, *(("note", note, "") for note in notes)])
     try:
-        error = compare_alignments(first, second, thickness_px, exclude=exclude)
+        error = compare_alignments(first, second, thickness_px, exclude=exclude, known=by_points)
     except ValueError as problem:
         raise InputError(f"{a} and {b}: {problem}; compare alignments of the same stack") from None
     _print(error)
+    values: dict[str, Any] = {"a": str(a), "b": str(b), "version": __version__, "thickness_px": thickness_px}
+    if known is not None:
+        values |= _specimen(error, known, a)
     if outputs:
-        values: dict[str, Any] = {"a": str(a), "b": str(b), "version": __version__, "thickness_px": thickness_px}
         with atomic_path(outputs[0], overwrite) as temporary:
             temporary.write_text(json.dumps({**values, **error.as_dict()}, indent=1), encoding="utf-8")
         from inrtomo.report.comparison import comparison  # matplotlib: only where there is a picture to draw
@@ -104,14 +113,33 @@ def _thickness(option_nm: float | None, a: Alignment, b: Alignment, *paths: Path
             raise InputError(f"{paths[-1]}: no pixel size known, so --thickness cannot be used; leave it out")
         return option_nm * 10 / pixel, "--thickness"
     for path in reversed(paths):
-        for file in sorted(path.glob("*_align.json")) if path.is_dir() else [path] * (path.suffix == ".json"):
-            values = json.loads(file.read_text(encoding="utf-8"))
-            if values.get("thickness_px"):
-                return numbers.check(values["thickness_px"], f"{file}: thickness_px", numbers.THICKNESS_PX), str(file)
-            if values.get("thickness_nm") and pixel is not None:
-                nm = numbers.check(values["thickness_nm"], f"{file}: thickness_nm", numbers.THICKNESS_NM)
-                return nm * 10 / pixel, str(file)
+        if (said := _own_thickness(path, pixel)) is not None:
+            return said
     return DEFAULT_THICKNESS * min(b.image_size), f"{DEFAULT_THICKNESS:g} of the shorter image side"
+
+
+def _specimen(error: AlignmentError, known: TruePoints, a: Path) -> dict[str, float]:
+    """Say and return how level the true specimen is in A's frame, and what A holds its thickness for."""
+    about_y, about_x = error.lean_deg(known.normal)
+    text = f"level: the specimen leans by {about_y:+.2f} degrees about y and {about_x:+.2f} about x in the frame of A"
+    values = {"level_about_y_deg": about_y, "level_about_x_deg": about_x}
+    if (own := _own_thickness(a, error.pixel_size_A)) is not None:
+        values["thickness_ratio"] = own[0] / known.thickness_px
+        text += f"; its thickness is {values['thickness_ratio']:.2f} of the true one there"
+    click.echo(text)
+    return values
+
+
+def _own_thickness(path: Path, pixel_size_A: float | None) -> tuple[float, str] | None:
+    """Thickness in raw px that a JSON, or that of a folder of inr-align, says; and the file's name."""
+    for file in sorted(path.glob("*_align.json")) if path.is_dir() else [path] * (path.suffix == ".json"):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values.get("thickness_px"):
+            return numbers.check(values["thickness_px"], f"{file}: thickness_px", numbers.THICKNESS_PX), str(file)
+        if values.get("thickness_nm") and pixel_size_A is not None:
+            nm = numbers.check(values["thickness_nm"], f"{file}: thickness_nm", numbers.THICKNESS_NM)
+            return nm * 10 / pixel_size_A, str(file)
+    return None
 
 
 def _print(error: AlignmentError) -> None:

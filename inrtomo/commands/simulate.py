@@ -12,9 +12,13 @@ from inrtomo.io.files import check_output, make_folder
 from inrtomo.io.names import safe_name
 from inrtomo.simulate import SimulationSettings, simulate, write_simulation
 from inrtomo.simulate.files import output_paths
-from inrtomo.simulate.settings import SCHEMES
+from inrtomo.simulate.settings import SCHEMES, SPECIMENS
 
 _D = SimulationSettings()
+THICKNESS_NM = {"lamella": 200.0}
+"""Of specimens that are not usually 40 nm thick."""
+USUAL_MOTION = {"motion_px": 0.5, "doming_px": 1.0, "thinning_px": 0.5}
+"""What a specimen does when nothing is said of its motion."""
 
 
 @command("inr-simulate", context_settings={"show_default": True})
@@ -24,20 +28,77 @@ _D = SimulationSettings()
 @click.option("--base", default="sim", help="Start of every file name.")
 @click.option("--seed", default=_D.seed, help="The same seed and options give the same files.")
 @click.option("--size", nargs=2, type=int, default=_D.size, metavar="NX NY", help="Image size, px.")
-@click.option("--thickness", default=40.0, metavar="NM", help="Sample thickness.")
+@click.option(
+    "--specimen",
+    type=click.Choice(SPECIMENS),
+    default=_D.specimen,
+    help="A slab; a cell whose edge crosses the view, on its support, gold on both faces; a lamella, tilted by 10° to "
+    "either side, with milling ridges; ice in the hole of a carbon film.",
+)
+@click.option(
+    "--thickness",
+    type=float,
+    metavar="NM",
+    help="Sample thickness, of a cell where it is thickest.  [default: 40, lamella 200]",
+)
 @click.option("--pixel-size", default=_D.pixel_size_A, metavar="A", help="Å per pixel.")
 @click.option("--tilt-range", default=_D.tilt_range_deg, metavar="DEG", help="Tilts run from minus to plus this.")
 @click.option("--tilt-step", default=_D.tilt_step_deg, metavar="DEG")
 @click.option("--scheme", type=click.Choice(SCHEMES), default=_D.scheme, help="Acquisition order.")
 @click.option("--uneven-tilts", default=_D.uneven_tilt_deg, metavar="DEG", help="Known unevenness of the angles, ±.")
 @click.option("--tilt-offset", default=_D.tilt_offset_deg, metavar="DEG", help="True minus nominal tilt.")
+@click.option("--tilt-scale", default=_D.tilt_scale, help="True over nominal tilt.")
+@click.option("--tilt-noise", default=_D.tilt_noise_deg, metavar="DEG", help="Unknown error of every tilt, sd.")
 @click.option("--tilt-axis", default=_D.axis_deg, metavar="DEG", help="True tilt axis, IMOD's sense.")
 @click.option("--nominal-axis", type=float, metavar="DEG", help="Tilt axis in the .mdoc.  [default: the true one]")
 @click.option("--rotation-jitter", default=_D.rotation_jitter_deg, metavar="DEG", help="Rotation of every image, ±.")
 @click.option("--shifts", default=_D.shift_px, metavar="PX", help="Independent shifts, ±.")
 @click.option("--drift", default=_D.drift_px, metavar="PX", help="Random walk in acquisition order, sd of a step.")
-@click.option("--warp", default=_D.warp_max_px, metavar="PX", help="Largest local motion; 0 for none.")
-@click.option("--warp-points", default=_D.warp_points, help="Control points of the local motion along each axis.")
+@click.option(
+    "--distortion", default=_D.distortion_percent, metavar="%", help="Magnification and shear of every image, ± each."
+)
+@click.option(
+    "--radial", default=_D.radial_px, metavar="PX", help="Radial distortion of all images: way of the corners outwards."
+)
+@click.option(
+    "--motion",
+    type=float,
+    metavar="PX",
+    help="Random smooth motion of the specimen as the images see it, RMS per axis. Like all its motion it goes with "
+    "the dose, fast at first (1 - exp(-dose / 40 e/Å2)), and leaves out what no series can show.  "
+    f"[default: {USUAL_MOTION['motion_px']:g}, with --warp 0]",
+)
+@click.option(
+    "--motion-length",
+    default=_D.motion_length_px * _D.pixel_size_A / 10,
+    metavar="NM",
+    help="Correlation length of --motion in the specimen's plane; over its depth it is four times as long.",
+)
+@click.option(
+    "--doming",
+    type=float,
+    metavar="PX",
+    help="Rise of the specimen's middle over points a view away, from the first to the last exposure.  "
+    f"[default: {USUAL_MOTION['doming_px']:g}, with --warp 0]",
+)
+@click.option(
+    "--thinning",
+    type=float,
+    metavar="PX",
+    help="Way of either face towards the middle, and between in proportion to depth.  "
+    f"[default: {USUAL_MOTION['thinning_px']:g}, with --warp 0]",
+)
+@click.option(
+    "--sliding", default=_D.sliding_px, metavar="PX", help="Way of the faces along the specimen, in opposite senses."
+)
+@click.option("--creep", default=_D.creep_px, metavar="PX", help="Way of the whole specimen in its plane.")
+@click.option(
+    "--warp",
+    type=float,
+    metavar="PX",
+    help="Local motion of the images instead of the specimen's, by control points: the largest. 0 for no local motion.",
+)
+@click.option("--warp-points", default=_D.warp_points, help="Control points of --warp along each axis.")
 @click.option("--snr", default=_D.snr_db, metavar="DB", help="10 log10(mean signal variance / noise variance).")
 @click.option("--noise-free", is_flag=True, help="No noise at all.")
 @click.option("--wide/--not-wide", default=_D.wide, help="Specimen reaching beyond the view.")
@@ -65,21 +126,33 @@ def main(folder: Path, base: str, overwrite: bool, noise_free: bool, **options) 
     o = options
     if o["pixel_size"] <= 0:
         raise InputError(f"--pixel-size {o['pixel_size']:g}: must be positive; give Å per pixel")
+    thickness = THICKNESS_NM.get(o["specimen"], 40.0) if o["thickness"] is None else o["thickness"]
+    motion = dict.fromkeys(USUAL_MOTION, 0.0) if o["warp"] is not None else dict(USUAL_MOTION)
+    motion |= {key: value for key in USUAL_MOTION if (value := o[key.removesuffix("_px")]) is not None}
     settings = SimulationSettings(
         size=o["size"],
-        thickness_px=round(o["thickness"] * 10 / o["pixel_size"]),
+        specimen=o["specimen"],
+        thickness_px=round(thickness * 10 / o["pixel_size"]),
         pixel_size_A=o["pixel_size"],
         tilt_range_deg=o["tilt_range"],
         tilt_step_deg=o["tilt_step"],
         scheme=o["scheme"],
         uneven_tilt_deg=o["uneven_tilts"],
         tilt_offset_deg=o["tilt_offset"],
+        tilt_scale=o["tilt_scale"],
+        tilt_noise_deg=o["tilt_noise"],
         axis_deg=o["tilt_axis"],
         nominal_axis_deg=o["nominal_axis"],
         rotation_jitter_deg=o["rotation_jitter"],
         shift_px=o["shifts"],
         drift_px=o["drift"],
-        warp_max_px=o["warp"],
+        distortion_percent=o["distortion"],
+        radial_px=o["radial"],
+        motion_length_px=o["motion_length"] * 10 / o["pixel_size"],
+        sliding_px=o["sliding"],
+        creep_px=o["creep"],
+        **motion,
+        warp_max_px=o["warp"] or 0.0,
         warp_points=o["warp_points"],
         snr_db=None if noise_free else o["snr"],
         wide=o["wide"],

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from inrtomo.alignment import Alignment
 from inrtomo.geometry import axis_rotation, rotation_about_x
+from inrtomo.truth import TruePoints
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -45,6 +46,11 @@ class RigidMotion:
         return np.asarray(points @ self.rotation.T + self.translation_px)
 
     @property
+    def handedness(self) -> int:
+        """-1 if the specimen is turned round about z (tilt axis called by its other end), else 1."""
+        return -1 if self.rotation[1, 1] < 0 else 1
+
+    @property
     def rotation_deg(self) -> Array:
         """Rotation vector (x, y, z), degrees."""
         return np.asarray(Rotation.from_matrix(self.rotation).as_rotvec(degrees=True))
@@ -64,6 +70,7 @@ class Residual:
         per_tilt_px: RMS distance of every compared tilt, ``(n,)``.
         shift_px: mean of a minus b per tilt ``(n, 2)`` (x, y), in the sense of the ``.xf`` shifts, aligned frame.
         smooth_shift_px: the smooth part of ``shift_px``, ``(n, 2)``.
+        turn_deg: in-plane rotation of every tilt, a minus b ``(n,)``, in the sense of the tilt axis's angle.
         local_per_tilt_px: RMS of the local part of every tilt, ``(n,)``.
     """
 
@@ -75,6 +82,7 @@ class Residual:
     per_tilt_px: Array
     shift_px: Array
     smooth_shift_px: Array
+    turn_deg: Array
     local_per_tilt_px: Array
 
 
@@ -101,12 +109,14 @@ class AlignmentError:
         rigid: what is left after the rigid motion.
         gauge_free: what is left after rigid motion and slice gauge.
         local_map: where in the field of view the local part is.
+        angle_deg: tilt angles of a minus those of b, less the mean (which is a turn of the specimen), ``(n,)``.
         pixel_size_A: Å per raw px or None.
     """
 
     tilts: Ints
     excluded: tuple[int, ...]
     tilt_deg: Array
+    angle_deg: Array
     motion: RigidMotion
     rigid: Residual
     gauge_free: Residual
@@ -141,6 +151,16 @@ class AlignmentError:
     def rms_after_slice_gauge_px(self) -> float:
         return self.gauge_free.rms_px
 
+    def lean_deg(self, normal: ArrayLike) -> tuple[float, float]:
+        """How far the specimen, with a ``normal`` ``(3,)`` in the frame of b, is from level in the frame of a.
+
+        Returns the angles about y and about x by which a level slab would be turned to lie so. They are what an
+        alignment that calls itself levelled is wrong by.
+        """
+        n = self.motion.rotation @ np.asarray(normal, dtype=np.float64)
+        n = n if n[2] > 0 else -n
+        return float(np.rad2deg(np.arctan2(n[0], n[2]))), float(np.rad2deg(np.arcsin(np.clip(-n[1], -1, 1))))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
 
@@ -157,6 +177,7 @@ class AlignmentError:
             "tilts": self.tilts.tolist(),
             "excluded": list(self.excluded),
             "tilt_deg": self.tilt_deg.tolist(),
+            "angle_deg": self.angle_deg.tolist(),
             "pixel_size_A": self.pixel_size_A,
             "motion": {
                 "rotation_deg": self.motion.rotation_deg.tolist(),
@@ -168,13 +189,22 @@ class AlignmentError:
 
 
 def compare_alignments(
-    a: Alignment, b: Alignment, thickness_px: float, *, exclude: Iterable[int] = ()
+    a: Alignment,
+    b: Alignment,
+    thickness_px: float,
+    *,
+    exclude: Iterable[int] = (),
+    known: TruePoints | None = None,
 ) -> AlignmentError:
     """Distance between alignments a and b of the same raw images, b being the reference (or the truth).
 
     Points fill the slab of ``thickness_px`` (raw px) over the field of view of b's tilt nearest zero; in every tilt
     those count that b sees inside the raw image. Tilts that either alignment excludes, or that are named in
     ``exclude`` (stack indices), are left out. Raises ValueError for alignments of different image size or number.
+
+    Args:
+        known: points of the specimen whose images are known exactly, of b's series. They take the place of those in the
+            slab and of what b says of them: where a specimen moves, no alignment is the whole truth.
     """
     if a.n_tilts != b.n_tilts:
         raise ValueError(f"one alignment has {a.n_tilts} tilts, the other {b.n_tilts}")
@@ -184,8 +214,13 @@ def compare_alignments(
     tilts = np.array([m for m in range(b.n_tilts) if m not in left_out], dtype=np.int64)
     if len(tilts) == 0:
         raise ValueError("no tilt is used by both alignments")
-    points = slab_points(b, thickness_px, tilts)
-    seen_by_b = np.stack([b.specimen_to_raw(int(m), points) for m in tilts])
+    if known is None:
+        points = slab_points(b, thickness_px, tilts)
+        seen_by_b = np.stack([b.specimen_to_raw(int(m), points) for m in tilts])
+    elif len(known.raw) != b.n_tilts:
+        raise ValueError(f"the known points are seen in {len(known.raw)} tilts, the alignment has {b.n_tilts}")
+    else:
+        points, seen_by_b = known.points, known.raw[tilts]
     visible = _inside(seen_by_b, b.image_size)
     if not visible.any():
         raise ValueError("no point of the specimen is inside any image; is the alignment of this series?")
@@ -201,14 +236,17 @@ def compare_alignments(
     rest[~visible] = 0.0
     rigid, _ = _residual(distance, visible, points, tilt_deg)
     gauge_free, local = _residual(rest, visible, points, tilt_deg)
+    # an axis 180 degrees off goes with angles of the other sign
+    angle = np.asarray(a.tilt_deg, dtype=np.float64)[tilts] * motion.handedness - tilt_deg
     return AlignmentError(
         tilts=tilts,
         excluded=tuple(sorted(left_out)),
         tilt_deg=tilt_deg,
+        angle_deg=angle - angle.mean(),
         motion=motion,
         rigid=rigid,
         gauge_free=gauge_free,
-        local_map=_local_map(local, visible, b.image_size),
+        local_map=_local_map(local, visible, seen_by_b[int(np.argmin(np.abs(tilt_deg)))], b.image_size),
         pixel_size_A=b.pixel_size_A or a.pixel_size_A,
     )
 
@@ -388,6 +426,7 @@ def _residual(distance: Array, visible: Bools, points: Array, tilt_deg: Array) -
         per_tilt_px=np.sqrt(squared.sum(axis=1) / seen),
         shift_px=-mean,
         smooth_shift_px=-smooth_mean,
+        turn_deg=np.rad2deg(turn),
         local_per_tilt_px=np.sqrt((local**2).sum(axis=(1, 2)) / seen),
     ), local
 
@@ -402,11 +441,14 @@ def _smooth(tilt_deg: Array, values: Array, weight: Array) -> Array:
     return np.asarray(design @ np.linalg.lstsq(design * root, values * root, rcond=None)[0])
 
 
-def _local_map(local: Array, visible: Bools, size: tuple[int, int]) -> LocalMap:
-    count_x, count_y, count_z = POINTS
-    shape = (count_z, count_y, count_x)
-    total = (local**2).sum(axis=(0, 2)).reshape(shape).sum(axis=0)
-    seen = visible.sum(axis=0).reshape(shape).sum(axis=0)
+def _local_map(local: Array, visible: Bools, place: Array, size: tuple[int, int]) -> LocalMap:
+    """RMS in equal parts of the image in which the points are at ``place`` ``(points, 2)``."""
+    count_x, count_y, _ = POINTS
+    column = np.floor((place[:, 0] / size[0] + 0.5) * count_x).astype(int).clip(0, count_x - 1)
+    row = np.floor((place[:, 1] / size[1] + 0.5) * count_y).astype(int).clip(0, count_y - 1)
+    total, seen = np.zeros((2, count_y, count_x))
+    np.add.at(total, (row, column), (local**2).sum(axis=(0, 2)))
+    np.add.at(seen, (row, column), visible.sum(axis=0))
     rms = np.sqrt(np.divide(total, seen, out=np.full(total.shape, np.nan), where=seen > 0))
     return LocalMap(_middles(count_x, size[0]), _middles(count_y, size[1]), rms)
 

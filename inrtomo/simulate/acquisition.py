@@ -47,16 +47,26 @@ def true_alignment(
     shift = rng.uniform(-1, 1, (n, 2)) * settings.shift_px
     walk = np.cumsum(rng.normal(size=(n, 2)), axis=0) * settings.drift_px
     shift += (walk - walk[0])[order]
-    tilt = nominal_deg + settings.tilt_offset_deg
+    tilt = settings.tilt_scale * nominal_deg + settings.tilt_offset_deg
+    tilt += own_stream(settings, 5).normal(size=n) * settings.tilt_noise_deg
+    stretch, shear = own_stream(settings, 6).uniform(-1, 1, (2, n)) * settings.distortion_percent / 100
+    own = np.tile(np.eye(2), (n, 1, 1))
+    own[:, 0, 0] = own[:, 1, 1] = 1 + stretch
+    own[:, 0, 1] = shear
     warp = random_warp(settings, tilt, rng) if settings.warp_max_px else None
     return Alignment(
         tilt_deg=tilt,
-        linear=np.stack([axis_rotation(a) for a in rotation]),
+        linear=np.stack([axis_rotation(a) for a in rotation]) @ np.linalg.inv(own),
         shift_px=shift,
         image_size=settings.size,
         pixel_size_A=settings.pixel_size_A,
         warp=warp,
     )
+
+
+def own_stream(settings: SimulationSettings, aspect: int) -> np.random.Generator:
+    """Random numbers of one aspect of a simulation: no aspect changes when another is asked for as well."""
+    return np.random.default_rng([settings.seed, aspect])
 
 
 def aligned_view(settings: SimulationSettings) -> tuple[int, int]:

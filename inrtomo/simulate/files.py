@@ -19,8 +19,9 @@ def write_simulation(simulation: Simulation, folder: Path, base: str, overwrite:
     """Write the series and its truth into a folder, made if need be; returns the paths.
 
     ``BASE.mrc BASE_odd.mrc BASE_even.mrc`` (raw stacks), ``BASE.rawtlt`` (nominal angles), ``BASE.mrc.mdoc`` (order,
-    dose, nominal axis), ``BASE_truth.json`` (the true alignment and how the series was made) and ``BASE_truth.mrc``
-    (the specimen over the view, [z, y, x]). Raises InputError for a file that exists, unless it may be overwritten.
+    dose, nominal axis), ``BASE_truth.json`` (the true alignment, where points of the specimen are seen, and how the
+    series was made) and ``BASE_truth.mrc`` (the specimen over the view, [z, y, x]). Raises InputError for a file that
+    exists, unless it may be overwritten.
     """
     make_folder(folder)
     pixel = simulation.settings.pixel_size_A
@@ -28,7 +29,7 @@ def write_simulation(simulation: Simulation, folder: Path, base: str, overwrite:
     for path, images in zip(paths[:3], (simulation.images, simulation.odd, simulation.even), strict=True):
         _write_mrc(path, images, pixel, stack=True, overwrite=overwrite)
     _write_mrc(paths[3], simulation.volume, pixel, stack=False, overwrite=overwrite)
-    truth = {**alignment_to_dict(simulation.alignment), **simulation.meta}
+    truth = {**alignment_to_dict(simulation.alignment), **simulation.meta, **simulation.points.to_dict()}
     texts = (
         "".join(f"{angle:8.3f}\n" for angle in simulation.tilt_deg),
         mdoc_text(simulation, f"{base}.mrc"),

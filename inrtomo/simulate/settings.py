@@ -9,6 +9,7 @@ from typing import Any
 from inrtomo.errors import InputError
 
 SCHEMES = ("linear", "dose-symmetric")
+SPECIMENS = ("slab", "cell", "lamella", "film")
 
 
 @dataclass(frozen=True)
@@ -17,22 +18,33 @@ class SimulationSettings:
 
     Attributes:
         size: ``(nx, ny)`` of the raw images.
-        thickness_px: sample thickness.
+        specimen: what lies in the view (`inrtomo.simulate.shapes`).
+        thickness_px: sample thickness; of a cell where it is thickest.
         pixel_size_A: Å per raw px.
         tilt_range_deg, tilt_step_deg: tilts run from -range to +range in steps.
         scheme: acquisition order: ``linear`` (from the most negative up) or ``dose-symmetric``
             (0, +s, -s, -2s, +2s, ...). The stack is always ordered by angle.
         uneven_tilt_deg: half range of a uniform change of every tilt angle, known to the user (in the ``.rawtlt``).
         tilt_offset_deg: true minus nominal tilt angle, unknown to the user.
+        tilt_scale: true over nominal tilt angle; tilt_noise_deg: standard deviation of an error of every angle.
+            True is scale x nominal + offset + noise.
         axis_deg: true tilt axis in IMOD's sense; nominal_axis_deg: what the microscope says, None for the true one.
         rotation_jitter_deg: half range of each tilt's rotation about the true axis.
         shift_px: half range of the independent shifts along x and y.
         drift_px: standard deviation per axis of each step of a random walk in acquisition order, added to the shifts.
-        warp_max_px: largest local displacement over the field of view; 0 for none.
+        distortion_percent: half range of each image's own magnification, and of its shear.
+        radial_px: radial distortion of all images: how far their corners are moved out (in, if negative).
+        motion_px: random smooth motion of the specimen (`inrtomo.simulate.specimen_motion`), RMS per axis as the images
+            see it; motion_length_px: its correlation length in the plane.
+        doming_px, thinning_px, sliding_px, creep_px: motion of the specimen in the order of exposure, from the first to
+            the last tilt: its centre rises over points a view away, its faces approach the middle, its faces slide past
+            the middle in opposite senses, all of it moves in its plane.
+        warp_max_px: motion of the images instead, by control points: largest local displacement over the field of view;
+            0 for none.
         warp_points: control points along each axis.
         snr_db: 10 log10(mean over tilts of the signal variance / noise variance); None for no noise.
         wide: the specimen is twice as long as the view along x and 16 px longer on each side along y.
-        slab_tilt_deg: the slab's own rotation about y and about x.
+        slab_tilt_deg: the slab's own rotation about y and about x (of a lamella: beyond its pre-tilt).
         beads: gold beads in the view; bead_diameter_A: their diameter.
         densities: folder of MRC densities to use as molecules, or None for procedural ones.
         crowding: fraction of the slab's volume inside molecules.
@@ -47,6 +59,7 @@ class SimulationSettings:
     """
 
     size: tuple[int, int] = (128, 128)
+    specimen: str = "slab"
     thickness_px: int = 40
     pixel_size_A: float = 10.0
     tilt_range_deg: float = 60.0
@@ -54,11 +67,21 @@ class SimulationSettings:
     scheme: str = "linear"
     uneven_tilt_deg: float = 0.0
     tilt_offset_deg: float = 0.0
+    tilt_scale: float = 1.0
+    tilt_noise_deg: float = 0.0
     axis_deg: float = 0.0
     nominal_axis_deg: float | None = None
     rotation_jitter_deg: float = 0.2
     shift_px: float = 8.0
     drift_px: float = 0.0
+    distortion_percent: float = 0.0
+    radial_px: float = 0.0
+    motion_px: float = 0.0
+    motion_length_px: float = 200.0
+    doming_px: float = 0.0
+    thinning_px: float = 0.0
+    sliding_px: float = 0.0
+    creep_px: float = 0.0
     warp_max_px: float = 1.0
     warp_points: int = 5
     snr_db: float | None = 0.0
@@ -95,10 +118,25 @@ class SimulationSettings:
                 self.beads, self.vesicles, self.membranes, self.filaments, self.blanks
             )
             >= 0,
-            "jitter, shift, drift and warp sizes: must not be negative": min(
-                self.uneven_tilt_deg, self.rotation_jitter_deg, self.shift_px, self.drift_px, self.warp_max_px
+            "jitter, shift, drift, motion and warp sizes: must not be negative": min(
+                self.uneven_tilt_deg,
+                self.tilt_noise_deg,
+                self.rotation_jitter_deg,
+                self.shift_px,
+                self.drift_px,
+                self.distortion_percent,
+                self.motion_px,
+                self.warp_max_px,
             )
             >= 0,
+            f"unknown specimen {self.specimen!r}: use one of {', '.join(SPECIMENS)}": self.specimen in SPECIMENS,
+            f"tilt scale {self.tilt_scale}: must be from 0.8 to 1.2": 0.8 <= self.tilt_scale <= 1.2,
+            f"distortion {self.distortion_percent} %: must be at most 20": self.distortion_percent <= 20,
+            f"radial distortion {self.radial_px} px: must be within 5 % of the image": abs(self.radial_px)
+            <= 0.05 * min(self.size),
+            f"correlation length {self.motion_length_px} px: must be at least 10 px": self.motion_length_px >= 10,
+            f"thinning {self.thinning_px} px: must be below a quarter of the thickness": abs(self.thinning_px)
+            < self.thickness_px / 4,
             "dose and mean free path: must be positive": min(self.dose_per_tilt, self.mean_free_path_nm) > 0,
         }
         for message, fine in checks.items():

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from inrtomo.alignment import Alignment
 from inrtomo.simulate.settings import SimulationSettings
+from inrtomo.simulate.true_map import TrueMap
+from inrtomo.truth import TruePoints
 
 F32 = NDArray[np.float32]
 
@@ -22,7 +24,10 @@ class Simulation:
         images, odd, even: ``(n_tilts, ny, nx)``, ordered by tilt angle. The full image is the mean of its halves,
             with camera counts their sum.
         signal: the same without noise.
-        alignment: the true one; its ``excluded`` names the blank tilts.
+        alignment: the true one, or where the specimen moves the nearest there is (`TrueMap.nearest_alignment`); its
+            ``excluded`` names the blank tilts.
+        true_map: where any point of the specimen is seen, exactly.
+        points: points that fill the specimen over the view and where they are seen, for scoring.
         volume: true density ``[z, ny, nx]`` over the view, solvent 0, centre index = origin.
         tilt_deg: nominal angles; order: acquisition index of every image.
         meta: seed, settings, SNR, blanks, bead positions and the like, fit for JSON.
@@ -33,6 +38,8 @@ class Simulation:
     even: F32
     signal: F32
     alignment: Alignment
+    true_map: TrueMap
+    points: TruePoints
     volume: F32
     tilt_deg: NDArray[np.float64]
     order: NDArray[np.int64]

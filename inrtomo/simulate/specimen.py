@@ -1,4 +1,4 @@
-"""A slab of frozen cell made of molecules, vesicles, membranes, filaments and gold beads, none overlapping."""
+"""A specimen made of molecules, vesicles, membranes, filaments and gold beads, none overlapping, within a shape."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from inrtomo.geometry import centred_coordinates
 from inrtomo.io.mrc import read_volume
 from inrtomo.simulate.acquisition import aligned_view
 from inrtomo.simulate.settings import SimulationSettings
+from inrtomo.simulate.shapes import Shape, add_matter, make_shape
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -36,11 +37,13 @@ class Specimen:
     density: ``[z, y, x]``, solvent 0, densest protein about 1, centre index = origin of specimen space.
     beads: bead centres ``(n, 3)`` (x, y, z), px.
     molecules: how many molecules were placed.
+    shape: the sheet that they fill.
     """
 
     density: F32
     beads: Array
     molecules: int
+    shape: Shape
 
 
 def make_specimen(settings: SimulationSettings, rng: np.random.Generator) -> Specimen:
@@ -50,11 +53,11 @@ def make_specimen(settings: SimulationSettings, rng: np.random.Generator) -> Spe
     # a whole number of voxels between specimen and view on each side, so that cropping keeps the origin
     shape_x += (shape_x - view_x) % 2
     shape_y += (shape_y - view_y) % 2
-    about_y, about_x = np.deg2rad(settings.slab_tilt_deg)
-    normal = np.array([np.sin(about_y) * np.cos(about_x), -np.sin(about_x), np.cos(about_y) * np.cos(about_x)])
-    rise = (abs(normal[0]) * shape_x + abs(normal[1]) * shape_y + settings.thickness_px) / normal[2]
-    shape = (int(np.ceil(rise)) + 2 * MARGIN_Z_PX, shape_y, shape_x)
-    slab = _Slab(shape, normal, settings.thickness_px)
+    sheet = make_shape(settings, (view_x, view_y), (shape_y, shape_x), rng)
+    rise = _height_of_box(sheet.normal, (shape_y, shape_x), settings)
+    slab = _Slab((int(np.ceil(rise)) + 2 * MARGIN_Z_PX, shape_y, shape_x), sheet)
+    if settings.specimen != "slab":
+        slab.taken |= add_matter(slab.density, sheet, settings, (view_x, view_y), int(rng.integers(2**31)))
     area = shape_x * shape_y / (view_x * view_y)
 
     beads = _place_beads(slab, settings, (view_x, view_y), rng)
@@ -65,7 +68,32 @@ def make_specimen(settings: SimulationSettings, rng: np.random.Generator) -> Spe
     for _ in range(round(settings.filaments * area)):
         _place_filament(slab, settings, rng)
     molecules = _place_molecules(slab, settings, rng)
-    return Specimen(slab.density, beads, molecules)
+    return Specimen(slab.density, beads, molecules, sheet)
+
+
+def _height_of_box(normal: Array, shape_yx: tuple[int, int], settings: SimulationSettings) -> float:
+    """Height (px) of a box that holds the sheet, a lamella's ridges and the gold on a cell's faces."""
+    thickness = settings.thickness_px * (1.2 if settings.specimen == "lamella" else 1.0)
+    if settings.specimen == "cell" and settings.beads:
+        thickness += 2 * settings.bead_diameter_A / settings.pixel_size_A
+    return float((abs(normal[0]) * shape_yx[1] + abs(normal[1]) * shape_yx[0] + thickness) / normal[2])
+
+
+def points_within(shape: Shape, view: tuple[int, int], thickness_px: float) -> Array:
+    """Points ``(n, 3)`` (x, y, z) px that evenly fill the specimen over the view: 11 x 11, and 5 over the thickness.
+
+    Where the sheet is thinner than a tenth of ``thickness_px`` there are none.
+    """
+    ny, nx = shape.thickness.shape
+    x, y = np.meshgrid(*((np.arange(11) + 0.5) / 11 * length - length / 2 for length in view))
+    column, row = (np.round(v + (n - 1) / 2).astype(int).clip(0, n - 1) for v, n in ((x, nx), (y, ny)))
+    thickness, middle = shape.thickness[row, column], shape.middle[row, column]
+    points = []
+    for part in (np.arange(5) + 0.5) / 5 - 0.5:
+        height = middle + part * thickness
+        z = (height - shape.normal[0] * x - shape.normal[1] * y) / shape.normal[2]
+        points.append(np.stack([x, y, z], axis=-1)[thickness > 0.1 * thickness_px])
+    return np.concatenate(points)
 
 
 def view_of(specimen: Specimen, settings: SimulationSettings) -> F32:
@@ -82,29 +110,50 @@ def view_of(specimen: Specimen, settings: SimulationSettings) -> F32:
 
 
 class _Slab:
-    """Density being filled, and which voxels are taken (everything outside the slab is)."""
+    """Density being filled, and which voxels are taken (everything outside the sheet is)."""
 
-    def __init__(self, shape: tuple[int, int, int], normal: Array, thickness: float) -> None:
+    def __init__(self, shape: tuple[int, int, int], sheet: Shape) -> None:
         self.density: F32 = np.zeros(shape, dtype=np.float32)
-        self.normal, self.thickness = normal, thickness
+        self.sheet, self.normal = sheet, sheet.normal
         self.centre = (np.array(shape) - 1) / 2
         z, y, x = (centred_coordinates(n) for n in shape)
-        height = z[:, None, None] * normal[2] + y[:, None] * normal[1] + x * normal[0]
-        self.taken: Bools = np.abs(height) > thickness / 2
+        height = z[:, None, None] * self.normal[2] + y[:, None] * self.normal[1] + x * self.normal[0]
+        self.taken: Bools = np.abs(height - sheet.middle) > sheet.thickness / 2
 
     @property
     def inside_volume(self) -> float:
-        return float(self.thickness / self.normal[2]) * self.density.shape[1] * self.density.shape[2]
+        return float(self.sheet.thickness.mean() / self.normal[2]) * self.density.shape[1] * self.density.shape[2]
 
     def random_position(self, rng: np.random.Generator, room: float, half_view: Array | None = None) -> Array:
-        """Position (x, y, z) px with ``room`` to the slab's faces where possible, over the slab or part of it."""
+        """Position (x, y, z) px with ``room`` to the sheet's faces where possible, over the sheet or part of it."""
         half = np.array(self.density.shape[2:0:-1]) / 2 if half_view is None else half_view
         x, y = rng.uniform(-1, 1, 2) * np.maximum(half - room, 1)
-        height = rng.uniform(-1, 1) * max(self.thickness / 2 - room, 0)
+        thickness, middle = self.at(x, y)
+        height = middle + rng.uniform(-1, 1) * max(thickness / 2 - room, 0)
+        return self.at_height(x, y, height)
+
+    def position_on_a_face(self, rng: np.random.Generator, room: float, half_view: Array, top: bool) -> Array:
+        """Position (x, y, z) px ``room`` outside the upper or lower face, where the sheet is not much thinner."""
+        while True:
+            x, y = rng.uniform(-1, 1, 2) * np.maximum(half_view - room, 1)
+            thickness, middle = self.at(x, y)
+            if thickness > 4 * room:
+                return self.at_height(x, y, middle + (thickness / 2 + room) * (1 if top else -1))
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Thickness and middle of the sheet at the voxel nearest to (x, y)."""
+        ny, nx = self.sheet.thickness.shape
+        row, column = (min(max(round(v + (n - 1) / 2), 0), n - 1) for v, n in ((y, ny), (x, nx)))
+        return float(self.sheet.thickness[row, column]), float(self.sheet.middle[row, column])
+
+    def at_height(self, x: float, y: float, height: float) -> Array:
         return np.array([x, y, (height - self.normal[0] * x - self.normal[1] * y) / self.normal[2]])
 
-    def add(self, box: F32, corner: NDArray[np.int64], gap: int = 0) -> bool:
-        """Add a box ``[z, y, x]`` at an index if its solid voxels (and ``gap`` around) are inside and free."""
+    def add(self, box: F32, corner: NDArray[np.int64], gap: int = 0, anywhere: bool = False) -> bool:
+        """Add a box ``[z, y, x]`` at an index if its solid voxels (and ``gap`` around) are inside and free.
+
+        ``anywhere``: also outside the sheet, and on what is there.
+        """
         end = corner + box.shape
         solid = box > SOLID * min(1.0, float(box.max()))
         where = ndimage.find_objects(solid.astype(np.uint8))
@@ -119,19 +168,19 @@ class _Slab:
             slice(max(-a, 0), max(-a, 0) + min(b, n) - max(a, 0))
             for a, b, n in zip(corner, end, self.density.shape, strict=True)
         )
-        if (self.taken[window] & solid[inner]).any():
+        if not anywhere and (self.taken[window] & solid[inner]).any():
             return False
         self.density[window] += box[inner]
         self.taken[window] |= (ndimage.binary_dilation(solid, iterations=gap) if gap else solid)[inner]
         return True
 
-    def add_smooth(self, shape_of, centre: Array, reach: float) -> bool:  # type: ignore[no-untyped-def]
+    def add_smooth(self, shape_of, centre: Array, reach: float, anywhere: bool = False) -> bool:  # type: ignore[no-untyped-def]
         """Add ``shape_of(dx, dy, dz)`` around a position (x, y, z), sub-voxel exact, where there is room."""
         at = centre[::-1] + self.centre
         low = np.floor(at - reach).astype(np.int64)
         size = int(2 * np.ceil(reach)) + 2
         dz, dy, dx = np.meshgrid(*(low[a] + np.arange(size) - at[a] for a in range(3)), indexing="ij")
-        return self.add(shape_of(dx, dy, dz).astype(np.float32), low, gap=1)
+        return self.add(shape_of(dx, dy, dz).astype(np.float32), low, gap=1, anywhere=anywhere)
 
 
 def _ball(radius: float, density: float):  # type: ignore[no-untyped-def]
@@ -140,13 +189,19 @@ def _ball(radius: float, density: float):  # type: ignore[no-untyped-def]
 
 
 def _place_beads(slab: _Slab, settings: SimulationSettings, view: tuple[int, int], rng: np.random.Generator) -> Array:
-    """Gold in the view; refuses settings that leave no room for it."""
+    """Gold in the view, in a cell's case on its two faces by turns; refuses settings that leave no room for it."""
     radius = settings.bead_diameter_A / settings.pixel_size_A / 2
     beads: list[Array] = []
-    for _ in range(settings.beads):
+    on_faces = settings.specimen == "cell"
+    for k in range(settings.beads):
         for _ in range(ATTEMPTS):
-            at = slab.random_position(rng, radius + 1, np.array(view) / 2)
-            if slab.add_smooth(_ball(radius, GOLD_DENSITY), at, radius + 1):
+            half_view = np.array(view) / 2
+            if on_faces:
+                at = slab.position_on_a_face(rng, radius, half_view, top=k % 2 == 0)
+                free = all(np.linalg.norm(at - other) > 2 * radius + 2 for other in beads)
+            else:
+                at, free = slab.random_position(rng, radius + 1, half_view), True
+            if free and slab.add_smooth(_ball(radius, GOLD_DENSITY), at, radius + 1, anywhere=on_faces):
                 beads.append(at)
                 break
         else:
@@ -156,7 +211,7 @@ def _place_beads(slab: _Slab, settings: SimulationSettings, view: tuple[int, int
     return np.array(beads).reshape(-1, 3)
 
 
-def _bilayer(distance: Array, pixel_size_A: float) -> Array:
+def bilayer(distance: Array, pixel_size_A: float) -> Array:
     """Density across a membrane at a distance (px) from its middle: two leaflets."""
     half, sd = LEAFLET_DISTANCE_A / 2 / pixel_size_A, max(LEAFLET_SD_A / pixel_size_A, 0.5)
     a, b = np.exp(-0.5 * ((distance - half) / sd) ** 2), np.exp(-0.5 * ((distance + half) / sd) ** 2)
@@ -164,7 +219,7 @@ def _bilayer(distance: Array, pixel_size_A: float) -> Array:
 
 
 def _place_vesicle(slab: _Slab, settings: SimulationSettings, rng: np.random.Generator) -> None:
-    largest = max(slab.thickness / 2 - 5, 6)
+    largest = max(settings.thickness_px / 2 - 5, 6)
     for _ in range(ATTEMPTS):
         radius = rng.uniform(0.35, 1.0) * min(largest, 40)
         turn, axes = Rotation.random(random_state=rng), rng.uniform(0.8, 1.0, 3)
@@ -172,7 +227,7 @@ def _place_vesicle(slab: _Slab, settings: SimulationSettings, rng: np.random.Gen
         def shell(dx: Array, dy: Array, dz: Array) -> Array:
             local = turn.apply(np.stack([dx.ravel(), dy.ravel(), dz.ravel()], axis=1)) / axes  # noqa: B023
             scale = np.linalg.norm(local, axis=1)
-            return _bilayer(scale - radius, settings.pixel_size_A).reshape(dx.shape)  # noqa: B023
+            return bilayer(scale - radius, settings.pixel_size_A).reshape(dx.shape)  # noqa: B023
 
         if slab.add_smooth(shell, slab.random_position(rng, radius + 4), radius + 5):
             return
@@ -189,7 +244,7 @@ def _place_membrane(slab: _Slab, settings: SimulationSettings, rng: np.random.Ge
     across = x * np.cos(direction) + y * np.sin(direction)
     along = y * np.cos(direction) - x * np.sin(direction)
     distance = across - offset - slope * z - 0.04 * max(nx, ny) * np.sin(wave * along + phase[0])
-    sheet = _bilayer(distance - 3 * np.sin(0.1 * z + phase[1]), settings.pixel_size_A).astype(np.float32)
+    sheet = bilayer(distance - 3 * np.sin(0.1 * z + phase[1]), settings.pixel_size_A).astype(np.float32)
     sheet[slab.taken] = 0
     slab.density += sheet
     slab.taken |= sheet > SOLID * MEMBRANE_DENSITY

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from inrtomo.alignment import Alignment
+from inrtomo.truth import TruePoints
 from integration.benchmarks.alignment.measured import Measured, run_measured
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,7 +23,8 @@ class Case:
 
     Attributes:
         name, seed: which one; folder: where its files are, ``NAME.mrc`` and so on; work: where methods may write.
-        truth: the true alignment; meta: the rest of the truth file.
+        truth: the true alignment, or the nearest there is; known: points of the specimen and their true images, by
+            which alignments are scored; meta: the rest of the truth file.
         axis_deg: the tilt axis a method is told.
         blanks: tilts without a specimen. Peers are told of them, inr-align is not.
         threads: for every program that can be told.
@@ -33,6 +35,7 @@ class Case:
     folder: Path
     work: Path
     truth: Alignment
+    known: TruePoints
     meta: dict[str, Any]
     axis_deg: float
     blanks: tuple[int, ...]
@@ -72,7 +75,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method made of a case. ``volume`` is the file of its own density, where it has one."""
+    """What a method made of a case.
+
+    ``volume`` is the file of its own density, where it has one; ``thickness_px`` what it holds the specimen's thickness
+    for, given by methods that make the specimen level.
+    """
 
     method: str
     alignment: Alignment
@@ -80,4 +87,5 @@ class Outcome:
     peak_MB: float | None = None
     volume: Path | None = None
     sigma_shift_px: Any = None
+    thickness_px: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)

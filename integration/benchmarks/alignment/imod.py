@@ -68,7 +68,8 @@ def _best(case: Case, outcomes: list[Outcome], refused: list[str]) -> Outcome:
 
 
 def _error_px(case: Case, alignment: Alignment) -> float:
-    return compare_alignments(alignment, case.truth, case.thickness_px, exclude=case.blanks).gauge_free.rms_px
+    error = compare_alignments(alignment, case.truth, case.thickness_px, exclude=case.blanks, known=case.known)
+    return error.gauge_free.rms_px
 
 
 def _run(case: Case, folder: Path, *words: object) -> Measured:

@@ -10,6 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from inrtomo.alignment import Alignment
+from inrtomo.geometry import specimen_to_aligned
 from inrtomo.io.alignment_files import read_alignment
 from inrtomo.io.alignment_json import alignment_from_dict
 from inrtomo.metrics.alignment import best_linear
@@ -24,11 +28,28 @@ def nothing(case: Case) -> list[Outcome]:
 
 
 def truth(case: Case) -> list[Outcome]:
-    """The true alignment, and the best that shifts, rotations and other linear maps could do."""
+    """The true alignment, and the best that shifts, rotations and other linear maps could do.
+
+    Of a specimen that moves the true alignment is the nearest one: what depends on depth is beyond it, and its error.
+    """
     return [
         Outcome("truth", case.truth),
         Outcome("truth, best linear", best_linear(case.truth, case.thickness_px)),
+        Outcome("truth, best linear, nominal angles", linear_at_nominal_angles(case)),
     ]
+
+
+def linear_at_nominal_angles(case: Case) -> Alignment:
+    """Per tilt the least-squares affine map from the known points, projected at the file's angles, to their images."""
+    out, half = case.nominal, np.array(case.truth.image_size) / 2
+    linear, shift = out.linear.copy(), np.zeros((out.n_tilts, 2))
+    for m, raw in enumerate(case.known.raw):
+        seen = (np.abs(raw) <= half).all(axis=1)
+        aligned = specimen_to_aligned(case.known.points[seen], float(out.tilt_deg[m]))
+        fit = np.linalg.lstsq(np.column_stack([aligned, np.ones(len(aligned))]), raw[seen], rcond=None)[0]
+        linear[m] = np.linalg.inv(fit[:2].T)
+        shift[m] = -linear[m] @ fit[2]
+    return replace(out, linear=linear, shift_px=shift, excluded=case.truth.excluded)
 
 
 def correlation(case: Case) -> list[Outcome]:
@@ -70,7 +91,9 @@ def _inr_align(case: Case, method: str, folder: str, *options: str) -> Outcome:
     volume = out / f"{case.name}_field.npz"
     notes = {"excluded": sorted(alignment.excluded), "held_out_loss": values.get("held_out_loss"), "cpu_s": ran.cpu_s}
     sigma = values.get("sigma_shift_px")
-    return Outcome(method, alignment, ran.wall_s, ran.peak_MB, volume if volume.exists() else None, sigma, notes)
+    field = volume if volume.exists() else None
+    thickness = values.get("thickness_px")
+    return Outcome(method, alignment, ran.wall_s, ran.peak_MB, field, sigma, thickness, notes)
 
 
 def aretomo(case: Case) -> list[Outcome]:

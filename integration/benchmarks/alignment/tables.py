@@ -9,12 +9,20 @@ import numpy as np
 
 Record = dict[str, Any]
 
+LAST_TUNED_SEED = 4
+
 ALIGNMENT_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("error after slice gauge", "gauge_free.rms_px", "{:.3f}"),
     ("after rigid only", "rigid.rms_px", "{:.3f}"),
     ("smooth", "gauge_free.smooth_px", "{:.3f}"),
     ("jitter", "gauge_free.jitter_px", "{:.3f}"),
     ("local", "gauge_free.local_px", "{:.3f}"),
+    ("shifts (px)", "shift_rms_px", "{:.3f}"),
+    ("rotation (°)", "turn_rms_deg", "{:.3f}"),
+    ("angles (°)", "angle_rms_deg", "{:.2f}"),
+    ("off level about y (°)", "off_level_y_deg", "{:.2f}"),
+    ("about x (°)", "off_level_x_deg", "{:.2f}"),
+    ("thickness of true", "thickness_ratio", "{:.2f}"),
     ("FBP CC", "fbp.cc", "{:.3f}"),
     ("of truth's", "fbp_cc_of_truth", "{:.1%}"),
     ("FBP FSC", "fbp.fsc_mean", "{:.3f}"),
@@ -34,16 +42,26 @@ SCALING_COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 
 def tables(records: Iterable[Record], columns: Sequence[tuple[str, str, str]] = ALIGNMENT_COLUMNS) -> str:
-    """One table per series; failed runs are listed below it."""
+    """One table per series, without columns that have nothing; failed runs are listed below it."""
     everything = _with_ratios(list(records))
     out = []
     for series in dict.fromkeys(str(record["series"]) for record in everything):
         here = [record for record in everything if record["series"] == series]
-        out.append(f"### {series}\n\n{_table(here, columns)}\n{_remarks(here)}")
+        out.append(f"### {_caption(series, here)}\n\n{_table(here, columns)}\n{_remarks(here)}")
     return "\n".join(out)
 
 
+def _caption(series: str, records: Sequence[Record]) -> str:
+    seeds = sorted({int(record["seed"]) for record in records})
+    tuned = [seed for seed in seeds if seed <= LAST_TUNED_SEED]
+    text = f"{series}, medians over seeds {', '.join(map(str, seeds))}"
+    if tuned:
+        return f"{text}; constants were set on seeds 0 to {LAST_TUNED_SEED}, this is no headline"
+    return f"{text}, on which no constant was set"
+
+
 def _table(records: Sequence[Record], columns: Sequence[tuple[str, str, str]]) -> str:
+    columns = [c for c in columns if any("error" not in r and _value(r, c[1]) is not None for r in records)]
     lines = [
         "| method | seeds | " + " | ".join(name for name, _, _ in columns) + " |",
         "|---|---|" + "---|" * len(columns),

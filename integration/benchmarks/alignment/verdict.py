@@ -27,6 +27,7 @@ from inrtomo.io.mrc import open_stack
 from inrtomo.metrics.alignment import compare_alignments
 from inrtomo.report.consistency import consistency_of
 from inrtomo.report.verdict import CHECK, FAILED, GOOD, Evidence, judge
+from inrtomo.truth import TruePoints
 
 WORDS = (GOOD, CHECK, FAILED)
 GOOD_ERROR_PX = 1.0
@@ -45,12 +46,13 @@ def main(work: Path, names: str, spoiled: bool) -> None:
         name = folder.name.rpartition("_")[0]
         meta = json.loads((folder / f"{name}_truth.json").read_text(encoding="utf-8"))
         truth, thickness, blanks = alignment_from_dict(meta), float(meta["thickness_px"]), meta["blanks"]
+        points = TruePoints.from_dict(meta)
         stack = open_stack(folder / f"{name}.mrc")
         found = [*_results(work / "runs" / folder.name, name), *(_spoiled(truth) if spoiled else ())]
         for label, alignment in found:
             # blank tilts that a method used are a fault of their own, which the benchmark lists
             judged = replace(alignment, excluded={**alignment.excluded, **dict.fromkeys(blanks, "blank")})
-            error = compare_alignments(judged, truth, thickness).gauge_free.rms_px
+            error = compare_alignments(judged, truth, thickness, known=points).gauge_free.rms_px
             evidence = Evidence.of_alignment(judged, consistency_of(stack.image, judged, thickness))
             verdict = judge(evidence)
             true = GOOD if error <= GOOD_ERROR_PX else FAILED if error > FAILED_ERROR_PX else CHECK

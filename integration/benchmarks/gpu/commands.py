@@ -23,7 +23,7 @@ from inrtomo.io.mrc import open_stack, write_stack
 from integration.benchmarks.alignment.methods import METHODS
 from integration.benchmarks.alignment.run import scored, simulated_case
 
-QUALITY = ("S1", "S2", "S3")
+QUALITY = ("S1w", "S2w", "S3w")
 ENLARGED = 4
 VOLUMES = "recon --method sirt", "recon --method field"
 """What `inr-fsc` is timed on."""

@@ -54,7 +54,7 @@ class Options:
     methods: Sequence[str] | None = None
     threads: int = 2
     densities: Path | None = None
-    series: Sequence[str] = ("S1", "S2", "S3", "S4", "S5")
+    series: Sequence[str] = ("S1w", "S2w", "S3w", "S4w", "S5w")
     aligned: Path = Path("benchmark-alignment")
     stack: Path | None = None
     alignment: Path | None = None

@@ -1,4 +1,4 @@
-"""The alignment benchmark's series S1-S5 with inr-align's alignment: what each method makes of them."""
+"""The alignment benchmark's series S1w-S5w with inr-align's alignment: what each method makes of them."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ def current(fit: FieldFit) -> F32:
 
 @lru_cache(maxsize=1)
 def specimen(size: int, seed: int, level_db: int, densities: Path | None) -> tuple[F32, Imaged, float]:
-    """Truth ``[z, y, x]``, images and Å per voxel: series S1 at another size and noise."""
-    s1 = benchmark_settings("S1", seed, densities)
+    """Truth ``[z, y, x]``, images and Å per voxel: series S1w at another size and noise."""
+    s1 = benchmark_settings("S1w", seed, densities)
     height = round(s1.thickness_px * size / s1.size[0])
     made = simulate(replace(s1, size=(size, size), thickness_px=height, snr_db=float(level_db)))
     images = protein_positive(made.images, counts=False)
