@@ -205,13 +205,20 @@ def _fitted_disc(image: F32, start: Array, now: Array, others: list[Array], radi
     noise = 1.4826 * float(np.median(np.abs(values - ground))) + 1e-12
     height = now[3] or float(ndimage.gaussian_filter(values, 1.0).max() - ground)
     # what lies beyond the window's circle belongs to nobody
-    weight = (np.hypot(x - start[0], y - start[1]) <= WINDOW_PX).astype(np.float64)
+    weight = (np.hypot(x - start[0], y - start[1]) <= WINDOW_PX) / (ROBUST_SD * noise)
     dx, dy = np.broadcast_arrays(x - start[0], y - start[1])
+    ones = np.ones(values.shape)
 
     def misfit(p: Array) -> Array:
-        model = p[2] * disc(x, y, p[0], p[1], p[3] if free_radius else radius) + p[-3] + p[-2] * dx + p[-1] * dy
-        return np.asarray((weight * (values - model) / (ROBUST_SD * noise)).ravel())
+        model = p[3] * disc(x, y, *p[:3]) + p[4] + p[5] * dx + p[6] * dy
+        return np.asarray((weight * (model - values)).ravel())
 
-    first = [now[0], now[1], height, *([radius] if free_radius else []), ground, 0.0, 0.0]
-    fit = optimize.least_squares(misfit, first, loss="soft_l1", x_scale="jac", max_nfev=60).x
-    return np.array([fit[0], fit[1], fit[3] if free_radius else radius, fit[2]])
+    def slopes(p: Array) -> Array:
+        distance = np.maximum(np.hypot(x - p[0], y - p[1]), 1e-6)
+        rim = p[3] * np.exp(-(((distance - p[2]) / BLUR_PX) ** 2) / 2) / (np.sqrt(2 * np.pi) * BLUR_PX)
+        parts = [rim * (x - p[0]) / distance, rim * (y - p[1]) / distance, rim * free_radius, disc(x, y, *p[:3])]
+        return np.stack([(weight * part).ravel() for part in (*parts, ones, dx, dy)], axis=1)
+
+    first = [now[0], now[1], radius, height, ground, 0.0, 0.0]
+    fit = optimize.least_squares(misfit, first, slopes, loss="soft_l1", x_scale="jac", ftol=1e-6, xtol=1e-5).x
+    return np.asarray(fit[:4])

@@ -49,8 +49,8 @@ def volume(case: Case, method: str, half: str = WHOLE) -> F32:
 
 
 def odd_and_even(alignment: Alignment) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Tilt angles of the two halves."""
-    tilt_deg = alignment.tilt_deg[alignment.included]
+    """Tilt angles of the two halves, as `inrtomo.reconstruct.halves` makes them of tilts."""
+    tilt_deg = np.sort(alignment.tilt_deg[alignment.included])
     return tilt_deg[0::2], tilt_deg[1::2]
 
 
