@@ -28,6 +28,7 @@ COLUMNS: tuple[Column, ...] = (
     ("planes' slope about y, x (°)", "slopes_deg", "{:+.2f}"),
     ("separation (px)", "separation_px", "{:.1f}"),
     ("mean bead's width x, y, z (px)", "width_px", "{:.2f}"),
+    ("its rim", "rim_px", "{:.2f}"),
 )
 FITTED: tuple[Column, ...] = tuple((name, name, "{:.3f}") for name in FREEDOMS)
 
@@ -53,7 +54,7 @@ def run(case: Case) -> str:
                 "px": bead_width(case.series.images, placed.alignment, placed.points_px, case.thickness_px)
             },
         )["px"]
-        rows.append({"row": label, **_of_fit(fit), "width_px": width.tolist()})
+        rows.append({"row": label, **_of_fit(fit), "width_px": width[0].tolist(), "rim_px": width[1].tolist()})
         more = {freedom: with_freedom(alignment, tracks, fit, freedom) for freedom in FREEDOMS}
         rows[-1]["fitted"] = {
             key: {"rms_px": f.rms_px, "corrected_rms_px": f.corrected_rms_px, "parameters": f.freedom}
