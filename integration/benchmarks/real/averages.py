@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from inrtomo.metrics.shells import FourierShells, ShellCorrelation
 from inrtomo.reconstruct.wedge import beyond_slices, soft_limit
-from integration.benchmarks.real.matching import Template, box_at
+from integration.benchmarks.real.matching import Places, Template, box_at
 
 Array = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -17,7 +17,7 @@ LEAST_WEIGHT = 0.1  # of the mean weight of a component: what hardly any particl
 EDGE = 2.0  # voxels of the soft edge of the sphere
 
 
-def average(volume: F32, template: Template, places: Array, rotations: Array) -> F32:
+def average(volume: F32, template: Template, places: Places, rotations: Array) -> F32:
     """The mean of the particles, turned into one orientation, of every component what the tilts have measured.
 
     Args:
@@ -44,10 +44,10 @@ def turned_region(template: Template, rotation: Array) -> Array:
     if template.x_tilt_deg:
         a = np.deg2rad(template.x_tilt_deg)
         kz = np.cos(a) * kz - np.sin(a) * ky
-    return soft_limit(beyond_slices(kx, kz, template.tilt_deg), 2 * template.radius)
+    return np.asarray(soft_limit(beyond_slices(kx, kz, template.tilt_deg), 2 * template.radius), dtype=np.float64)
 
 
-def half_averages_fsc(volume: F32, template: Template, places: Array, rotations: Array) -> ShellCorrelation:
+def half_averages_fsc(volume: F32, template: Template, places: Places, rotations: Array) -> ShellCorrelation:
     """FSC, under a soft sphere, of the averages of every second particle and of the others."""
     size = template.size
     distance = np.linalg.norm(np.stack(np.meshgrid(*[np.arange(size) - (size - 1) / 2] * 3, indexing="ij")), axis=0)
@@ -56,4 +56,4 @@ def half_averages_fsc(volume: F32, template: Template, places: Array, rotations:
     for half in (0, 1):
         mean = average(volume, template, places[half::2], rotations[half::2])
         transforms.append(scipy.fft.rfftn((mean - (mean * sphere).sum() / sphere.sum()) * sphere))
-    return FourierShells((size,) * 3).correlation(*transforms, template.voxel_A)[0]
+    return FourierShells((size,) * 3).correlation(transforms[0], transforms[1], template.voxel_A)[0]

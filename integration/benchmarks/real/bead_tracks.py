@@ -163,7 +163,7 @@ def measured_centres(images: F32, start: Array) -> BeadTracks:
     """
     n_beads, n_tilts = start.shape[:2]
     ny, nx = images.shape[1:]
-    inside = (np.abs(start) < np.array([nx, ny]) / 2 - BORDER_PX).all(axis=-1)
+    inside: Bools = np.asarray((np.abs(start) < np.array([nx, ny]) / 2 - BORDER_PX).all(axis=-1))
     radius = np.full(n_beads, 4.0)
     discs = np.full((n_beads, n_tilts, 4), np.nan)  # x, y, radius, height
     discs[..., :2], discs[..., 2], discs[..., 3] = start, 4.0, 0.0
@@ -176,12 +176,12 @@ def measured_centres(images: F32, start: Array) -> BeadTracks:
         discs = new
         radius = np.array([np.median(d[i, 2]) if i.any() else 0.0 for d, i in zip(discs, inside, strict=True)])
         discs[..., 2] = radius[:, None]
-    found = inside & (np.linalg.norm(discs[..., :2] - start, axis=-1) < REACH_PX + 1)
+    found = np.asarray(inside & (np.linalg.norm(discs[..., :2] - start, axis=-1) < REACH_PX + 1))
     usual = np.array([np.median(d[i, 3]) if i.any() else 0.0 for d, i in zip(discs, inside, strict=True)])
     found &= discs[..., 3] > LEAST_HEIGHT * usual[:, None]
     apart = np.linalg.norm(discs[:, None, :, :2] - discs[None, :, :, :2], axis=-1)
     apart[np.arange(n_beads), np.arange(n_beads)] = np.inf
-    found &= apart.min(axis=1) > SAME_PX if n_beads > 1 else True
+    found &= apart.min(axis=1, initial=np.inf) > SAME_PX
     return BeadTracks(np.where(found[..., None], discs[..., :2], np.nan), radius)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -24,6 +25,7 @@ from inrtomo.reconstruct.wedge import measured_region
 
 Array = NDArray[np.float64]
 F32 = NDArray[np.float32]
+Places = NDArray[np.floating[Any]] | NDArray[np.int64]
 Ints = NDArray[np.int64]
 
 ORIENTATIONS = 220
@@ -159,7 +161,7 @@ def peaks(scores: F32, distance: float, number: int) -> Ints:
     return np.array(kept, dtype=np.int64).reshape(-1, 3)
 
 
-def box_at(volume: F32, place: Array, size: int, rotation: Array | None = None) -> F32:
+def box_at(volume: F32, place: Places, size: int, rotation: Array | None = None) -> F32:
     """A box ``[z, y, x]`` whose middle lies at a place (index z, y, x; fractions allowed) of a volume.
 
     With a rotation it is the molecule's own frame: its point X is read at ``rotation.T @ X`` from the place, so that
@@ -178,7 +180,9 @@ def box_at(volume: F32, place: Array, size: int, rotation: Array | None = None) 
     return np.asarray(ndimage.affine_transform(cut, matrix, offset, (size,) * 3, order=3), dtype=np.float32)
 
 
-def correlation_at(volume: F32, template: Template, places: Array, rotations: Array, *, measured: bool = True) -> Array:
+def correlation_at(
+    volume: F32, template: Template, places: Places, rotations: Array, *, measured: bool = True
+) -> Array:
     """Correlation with the template at places ``(n, 3)`` (index z, y, x), each in an orientation ``(n, 3, 3)``.
 
     Args:
