@@ -12,7 +12,7 @@ from inrtomo.alignment import Alignment
 from inrtomo.geometry import axis_rotation, centred_coordinates
 from inrtomo.io.mrc import write_volume
 from integration.benchmarks.real import run
-from integration.benchmarks.real.averages import average, half_averages_fsc
+from integration.benchmarks.real.averages import average, half_averages_fsc, template_fsc
 from integration.benchmarks.real.bead_fits import FREEDOMS, bead_planes, fit_points, projected, with_freedom
 from integration.benchmarks.real.bead_tracks import BeadTracks, disc, find_beads
 from integration.benchmarks.real.bead_widths import widths
@@ -209,6 +209,7 @@ def test_halves_of_equal_particles_agree_and_of_noise_do_not(template: Template)
     places, shape = apart(template, 27)
     volume = planted(template, shape, places, turns)
     assert half_averages_fsc(volume, template, places, turns).correlation[:-2].min() > 0.9
+    assert template_fsc(volume, template, places, turns).correlation[:-2].min() > 0.9
     mean = average(volume, template, places, turns)
     inside = template.sphere
     assert np.corrcoef(mean[inside], template.turned(np.eye(3))[inside])[0, 1] > 0.95  # the wedges fill each other's

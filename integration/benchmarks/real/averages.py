@@ -49,11 +49,19 @@ def turned_region(template: Template, rotation: Array) -> Array:
 
 def half_averages_fsc(volume: F32, template: Template, places: Places, rotations: Array) -> ShellCorrelation:
     """FSC, under a soft sphere, of the averages of every second particle and of the others."""
+    halves = (average(volume, template, places[k::2], rotations[k::2]) for k in (0, 1))
+    return fsc_under_sphere(template, *halves)
+
+
+def template_fsc(volume: F32, template: Template, places: Places, rotations: Array) -> ShellCorrelation:
+    """FSC, under a soft sphere, of the average of all particles and the template's own density."""
+    return fsc_under_sphere(template, average(volume, template, places, rotations), template.turned(np.eye(3)))
+
+
+def fsc_under_sphere(template: Template, a: F32, b: F32) -> ShellCorrelation:
+    """FSC of two boxes of the template's size under a soft sphere of its radius."""
     size = template.size
     distance = np.linalg.norm(np.stack(np.meshgrid(*[np.arange(size) - (size - 1) / 2] * 3, indexing="ij")), axis=0)
     sphere = 0.5 + 0.5 * np.cos(np.pi * np.clip((distance - template.radius) / EDGE + 0.5, 0, 1))
-    transforms = []
-    for half in (0, 1):
-        mean = average(volume, template, places[half::2], rotations[half::2])
-        transforms.append(scipy.fft.rfftn((mean - (mean * sphere).sum() / sphere.sum()) * sphere))
-    return FourierShells((size,) * 3).correlation(transforms[0], transforms[1], template.voxel_A)[0]
+    x, y = (scipy.fft.rfftn((box - (box * sphere).sum() / sphere.sum()) * sphere) for box in (a, b))
+    return FourierShells((size,) * 3).correlation(x, y, template.voxel_A)[0]

@@ -18,7 +18,7 @@ from inrtomo.alignment import Alignment
 from inrtomo.geometry import centre_index
 from inrtomo.metrics.conventions import HALF_MAPS
 from inrtomo.report.figures import DPI
-from integration.benchmarks.real.averages import average, half_averages_fsc
+from integration.benchmarks.real.averages import average, half_averages_fsc, template_fsc
 from integration.benchmarks.real.cache import cached, digest
 from integration.benchmarks.real.case import Case
 from integration.benchmarks.real.matching import (
@@ -60,6 +60,7 @@ OF_METHODS: tuple[Column, ...] = (
     ("z", "crossed_measured_z", "{:.2f}"),
     ("CC, all", "crossed_whole", "{:.3f}"),
     ("z", "crossed_whole_z", "{:.2f}"),
+    ("their average against the template: mean FSC", "crossed_template_fsc_mean", "{:.3f}"),
 )
 
 
@@ -185,6 +186,8 @@ def _of_methods(case: Case, rotations: Array) -> list[Record]:
             "random_fsc": control.correlation.tolist(),
             "frequency_per_A": curve.frequency_per_A.tolist(),
         }
+        detail = template_fsc(volume(case, method, EVEN), crossed.template, crossed.places, crossed.turns)
+        row |= {"crossed_template_fsc_mean": detail.mean(), "crossed_template_fsc": detail.correlation.tolist()}
         averages[method] = average(density, template, places, turns)
         rows.append(row)
     averages[case.template.stem] = template.turned(np.eye(3))
