@@ -89,6 +89,15 @@ def test_masks_of_halves_share_no_pixel_and_miss_none() -> None:
     assert (first[0] == second[1]).all()  # a place that one tilt gives to one half, the next gives to the other
 
 
+def test_masks_of_halves_are_of_blocks() -> None:
+    """Noise of neighbouring pixels is not independent: whole squares of 32 px, like a chessboard, go to one half."""
+    first, _ = half_data_masks((2, 100, 80))
+    for tilt, row, column in np.ndindex(2, 3, 2):
+        square = first[tilt, 32 * row : 32 * (row + 1), 32 * column : 32 * (column + 1)]
+        assert (square == (tilt + row + column) % 2).all()
+    assert half_data_masks((5, 3, 4))[0].shape == (5, 3, 4)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_neighbouring_tilts_are_pooled(axis: int) -> None:
     """One tilt's difference says little of its own error: it is shared by its neighbours, half of it within a few."""
