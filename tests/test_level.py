@@ -44,7 +44,18 @@ def test_one_bead_does_not_tilt_the_specimen() -> None:
 def test_nothing_in_the_density() -> None:
     _, lattice = slab(0, 0, 0, 60.0)
     found = find_level(np.zeros(lattice.shape, np.float32), lattice, (128, 128))
-    assert (found.height_px, found.slope_x, found.slope_y) == (0, 0, 0)
+    assert (found.height_px, found.slope_x, found.slope_y, found.is_found) == (0, 0, 0, False)
+    density, lattice = slab(0, 0, 0, 60.0)
+    assert find_level(density, lattice, (128, 128)).is_found
+
+
+def test_a_density_that_fills_its_lattice_from_end_to_end() -> None:
+    """Columns that are the same at every height: haze, of which no height, slope or thickness can be told."""
+    _, lattice = slab(0, 0, 0, 60.0)
+    columns = np.random.default_rng(0).random(lattice.shape[1:]) > 0.5
+    density = np.broadcast_to(columns, lattice.shape).astype(np.float32)
+    found = find_level(density, lattice, (128, 128))
+    assert not found.is_found and found.thickness_px == pytest.approx(lattice.spacing * lattice.shape[0])
 
 
 @pytest.fixture

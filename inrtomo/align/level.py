@@ -46,12 +46,14 @@ class Level:
         slope_x, slope_y: slopes of the middle plane.
         thickness_px: along the normal of the plane: extent of the central 98 % of the mass profile above 35 % of
             its plateau, and 15 % for the surfaces, where the profile tapers off (simulated slabs of 90 px: 80 to 85).
+        is_found: whether the density told a specimen from what surrounds it; if not, this is the level lattice.
     """
 
     height_px: float
     slope_x: float
     slope_y: float
     thickness_px: float
+    is_found: bool = True
 
     @property
     def tilt_offset_deg(self) -> float:
@@ -86,14 +88,17 @@ def find_level(density: F32, lattice: Lattice, half_view: tuple[float, float]) -
     keep_x, keep_y = np.abs(x) <= INNER * half_view[0], np.abs(y) <= INNER * half_view[1]
     x, y = x[keep_x], y[keep_y]
     mass = specimen_mass(density[:, keep_x][:, :, keep_y])
-    if mass.sum() <= 0:
-        return Level(0.0, 0.0, 0.0, float(lattice.spacing * lattice.shape[0]))
     columns, cx, cy = _cells(mass, x, y, -(-len(x) // CELLS), -(-len(y) // CELLS))
     fine, fine_x, fine_y = _cells(mass, x, y, max(1, len(x) // 24), max(1, len(y) // 24))
+    if min(columns.sum(), fine.sum()) <= 0:  # blank, or all of it fills the lattice from end to end
+        return Level(0.0, 0.0, 0.0, float(lattice.spacing * lattice.shape[0]), is_found=False)
     plane, far = np.zeros(3), np.inf
     for _ in range(ROUNDS):
         height = z[:, None, None] - _on(plane, cx, cy)
-        plane = _plane(np.where(np.abs(height) <= far, columns, 0.0), z, cx, cy)
+        close = np.where(np.abs(height) <= far, columns, 0.0)
+        if not close.any():
+            break
+        plane = _plane(close, z, cx, cy)
         low, high = _extent(*_profile(fine, z[:, None, None] - _on(plane, fine_x, fine_y), lattice.spacing))
         plane[0] += (low + high) / 2
         far = FAR_OF_THICKNESS * (high - low)

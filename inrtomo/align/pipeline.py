@@ -484,10 +484,17 @@ class _Run:
             self.saved()
         level = Level(**stages["level"])
         thickness = given or max(level.thickness_px, LEAST_SLAB_OF_SIZE * min(self.size))
-        self.note(
-            f"specimen about {level.thickness_px * self.factor:.0f} px thick, {level.height_px * self.factor:+.1f} px "
-            f"from the centre, tilted by {level.tilt_offset_deg:+.2f} deg about y and {level.x_tilt_deg:+.2f} about x"
-        )
+        if level.is_found:
+            self.note(
+                f"specimen about {level.thickness_px * self.factor:.0f} px thick, {level.height_px * self.factor:+.1f} "
+                f"px from the centre, tilted by {level.tilt_offset_deg:+.2f} deg about y and {level.x_tilt_deg:+.2f} "
+                "about x"
+            )
+        else:
+            self.note(
+                "the survey does not tell the specimen from what surrounds it: neither its level nor its thickness is "
+                "found; give --thickness"
+            )
         # the slope along y stays in the fit's frame
         rise = abs(np.tan(np.deg2rad(level.x_tilt_deg))) * start.aligned_size[1]
         return level, SLAB_MARGIN * thickness + SLAB_MARGIN_PX + rise
