@@ -1,0 +1,1 @@
+"""Files: images, alignments and tables in our formats and in those of other programs; conventions change only here."""
