@@ -184,6 +184,19 @@ class Alignment:
         """Stack indices that are not excluded."""
         return np.array([i for i in range(self.n_tilts) if i not in self.excluded], dtype=np.int64)
 
+    def subset(self, indices: NDArray[np.int64]) -> Alignment:
+        """The alignment of some images only, all of them used."""
+        warp = self.warp
+        return replace(
+            self,
+            tilt_deg=self.tilt_deg[indices],
+            linear=self.linear[indices],
+            shift_px=self.shift_px[indices],
+            x_tilt_deg=self.x_tilt_deg[indices],
+            warp=None if warp is None else replace(warp, vectors=warp.vectors[indices]),
+            excluded={},
+        )
+
     def aligned_to_raw(self, tilt: int, u: Array) -> Array:
         """Raw points ``(..., 2)`` of image ``tilt`` for aligned points ``u`` ``(..., 2)``."""
         u = np.asarray(u, dtype=np.float64)

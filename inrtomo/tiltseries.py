@@ -319,7 +319,7 @@ def _set_dose(series: TiltSeries, record: Mdoc | None) -> None:
         series.remarks.append(series.sources["mdoc"])
         return
     sections = found.of_images
-    series.remarks += [f"{source}: {said}" for said in found.said]
+    series.remarks += [*record.remarks, *(f"{source}: {said}" for said in found.said)]
     series.axis_deg = record.axis_deg
     order = record.order
     if order is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -405,3 +406,32 @@ def test_a_calibration_of_a_few_percent_scales_nothing(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             read_alignment(source, series).shift_px[:, 0], SORTED, atol=0.01 if form != "relion5" else 2
         )
+
+
+@pytest.mark.parametrize("form", ["aretomo", "warp", "json"])
+def test_a_stack_without_the_images_that_are_left_out(tmp_path: Path, form: str) -> None:
+    """AreTomo's stack without dark images, Warp's of used tilts: each entry in use finds its image, and it is said."""
+    out = (3, 7)
+    record = aligned(SORTED + 2.5)
+    record = replace(
+        record, alignment=replace(record.alignment, excluded=dict.fromkeys(out, "dark")), nominal_tilt_deg=SORTED
+    )
+    path = written(tmp_path, record, form)
+    kept = np.delete(SORTED, out)
+    notes: list[str] = []
+    read = read_alignment(path, a_stack(tmp_path / "cut" / "ts.mrc", kept), notes)
+    assert read.tilt_deg == pytest.approx(kept + 2.5, abs=1e-3) and not read.excluded
+    assert read.shift_px[:, 0] == pytest.approx(kept, abs=1e-3)
+    assert any("3, 7" in note and "ts.mrc" in note for note in notes)
+    with pytest.raises(InputError, match="ts.mrc"):
+        read_alignment(path, a_stack(tmp_path / "less" / "ts.mrc", kept[:-1]), notes)
+
+
+@pytest.mark.parametrize("key", ["nominal_tilt_deg", "exposure_e_A2", "images"])
+def test_a_list_of_a_result_with_too_few_entries(tmp_path: Path, key: str) -> None:
+    path = written(tmp_path, aligned(SORTED), "json")
+    values = json.loads(path.read_text())
+    values[key] = ["1@ts.mrc"] * (N - 1) if key == "images" else [1.0] * (N - 1)
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=f"ts.json: {key} has {N - 1} entries for {N} images"):
+        read_record(path)

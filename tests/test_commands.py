@@ -123,7 +123,7 @@ def test_tilt_axis_and_tilt_lists() -> None:
     assert run("--tilt-axis", "-4.3", "--exclude", "7-9, 3,3") == 0
     assert seen == {"tilt_axis": -4.3, "exclude": (3, 7, 8, 9)}
     assert run("--tilt-axis", "auto") == 0 and seen == {"tilt_axis": "auto", "exclude": ()}
-    for bad in ("", "-1", "1-", "5-3", "a", "1,,2", "1.5", "²"):
+    for bad in ("", "-1", "1-", "5-3", "a", "1,,2", "3 5", "1.5", "²"):
         assert run("--exclude", bad) == 2, bad
     for bad in ("", "Auto", "361", "nan", "inf"):
         assert run("--tilt-axis", bad) == 2, bad

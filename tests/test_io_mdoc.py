@@ -81,3 +81,55 @@ def test_what_is_no_tilt_series(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.mdoc").write_text(text)
     with pytest.raises(InputError, match="a.mdoc"):
         read_mdoc(tmp_path / "a.mdoc")
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2024-Jan-01  11:50:00 AM", "2024-Jan-01  12:10:00 PM", "2024-Jan-01  01:05:00 PM"],
+        ["01-Jan-24  11:50:00", "01-Jan-24  12:10:00", "01-Jan-24  01:05:00"],
+        ["2024-01-01T11:50:00", "2024-01-01T12:10:00", "2024-01-01T13:05:00"],
+    ],
+)
+def test_clocks_of_twelve_hours(tmp_path: Path, times: list[str]) -> None:
+    """Noon is no jump back by half a day: the third image had the dose of the first two."""
+    text = HEAD + "".join(section(z, 3.0 * z, time, "ExposureDose = 2\n") for z, time in enumerate(times))
+    (tmp_path / "a.mdoc").write_text(text)
+    mdoc = read_mdoc(tmp_path / "a.mdoc")
+    assert mdoc.time_s is not None and mdoc.time_s.tolist() == [0, 1200, 4500]
+    assert mdoc.prior_exposure_e_A2 is not None and mdoc.prior_exposure_e_A2.tolist() == [0, 2, 4]
+    assert not mdoc.remarks
+
+
+@pytest.mark.parametrize(
+    ("times", "why"),
+    [
+        (["01-Mär-24  10:00:00", "01-Mär-24  10:01:00"], "'01-Mär-24  10:00:00'"),
+        (["01-Jan-24  10:00:00", ""], "section 1 has no DateTime"),
+        (["", ""], "no DateTime"),
+        (["01-Jan-24  10:00:00"] * 2, "the same DateTime"),
+    ],
+)
+def test_doses_without_an_order_are_said_to_be_of_no_use(tmp_path: Path, times: list[str], why: str) -> None:
+    text = HEAD + "".join(section(z, 3.0 * z, time, "ExposureDose = 2\n") for z, time in enumerate(times))
+    (tmp_path / "a.mdoc").write_text(text, encoding="utf-8")
+    mdoc = read_mdoc(tmp_path / "a.mdoc")
+    assert mdoc.prior_exposure_e_A2 is None
+    (remark,) = mdoc.remarks
+    assert "a.mdoc" in remark and why in remark
+
+
+def test_images_of_two_magnifications_have_no_one_pixel_size(tmp_path: Path) -> None:
+    text = "".join(f"[ZValue = {z}]\nTiltAngle = {z}\nPixelSpacing = {a}\n" for z, a in enumerate([2.5, 2.5, 5.0]))
+    (tmp_path / "a.mdoc").write_text(text)
+    mdoc = read_mdoc(tmp_path / "a.mdoc")
+    assert mdoc.pixel_size_A is None and "2.5 to 5" in mdoc.remarks[0]
+
+
+def test_tabs_about_the_equal_signs(tmp_path: Path) -> None:
+    text = (HEAD + section(0, 3.0, "01-Jan-24  10:00:00") + section(1, 6.0, "01-Jan-24  10:01:00")).replace(
+        " = ", "\t=\t"
+    )
+    (tmp_path / "a.mdoc").write_text(text)
+    mdoc = read_mdoc(tmp_path / "a.mdoc")
+    assert mdoc.tilt_deg.tolist() == [3, 6] and mdoc.order is not None and mdoc.order.tolist() == [0, 1]

@@ -18,7 +18,6 @@ from inrtomo.align.pipeline import (
     _Run,
     align_series,
     merged,
-    subset,
     with_harmless_lines,
     working_bin,
 )
@@ -177,7 +176,7 @@ def random_alignment(n: int = 7) -> Alignment:
 
 def test_a_part_put_back_changes_nothing_else() -> None:
     whole, indices = random_alignment(), np.array([0, 2, 3, 6])
-    again = merged(whole, subset(whole, indices), indices)
+    again = merged(whole, whole.subset(indices), indices)
     np.testing.assert_array_equal(again.shift_px, whole.shift_px)
     assert again.warp is not None and whole.warp is not None
     np.testing.assert_array_equal(again.warp.vectors[indices], whole.warp.vectors[indices])

@@ -342,7 +342,7 @@ def test_an_mdoc_with_fewer_sections_is_left_out_and_said(stack: Path) -> None:
 def test_an_mdoc_of_images_of_another_size(stack: Path, image_size: str, pixel: float | None, said: str | None) -> None:
     """4 Å at 60 x 48 are 16 Å in a stack of 15 x 12."""
     write_stack(stack, IMAGES, None, overwrite=True)
-    path = mdoc(stack.parent / "ts.mrc.mdoc")
+    path = mdoc(stack.parent / "ts.mrc.mdoc", order=list(range(len(TILT))))
     path.write_text(f"ImageSize = {image_size}\n" + path.read_text())
     series = open_tilt_series(stack)
     assert series.pixel_size_A == (None if pixel is None else pytest.approx(pixel))

@@ -503,7 +503,7 @@ class _Run:
     def new_fit(self, alignment: Alignment, slab_px: float, settings: JointSettings) -> JointFit:
         """A joint fit of the included tilts."""
         weight = self.prepared.density_weight[self.used]
-        return JointFit(self.prepared.images[self.used], weight, subset(alignment, self.used), slab_px, settings)
+        return JointFit(self.prepared.images[self.used], weight, alignment.subset(self.used), slab_px, settings)
 
     @property
     def joint_settings(self) -> JointSettings:
@@ -523,7 +523,7 @@ class _Run:
         s = self.settings
         with self.timed("joint fit"):
             start = start if s.start is not None else rigid(start)
-            settings = self.joint_settings.finished(subset(start, self.used), slab_px)
+            settings = self.joint_settings.finished(start.subset(self.used), slab_px)
             fit = self.new_fit(start, slab_px, settings)
             state = self.checkpoint.part("joint")
             if state:
@@ -549,7 +549,7 @@ class _Run:
                 watch = self.watch("guard", first=number / len(candidates), share=1 / len(candidates))
                 images, weight = self.prepared.images[self.used], self.prepared.density_weight[self.used]
                 blocks = held_out_blocks(
-                    images, weight, subset(candidate, self.used), slab_px, self.joint_settings, gain, watch
+                    images, weight, candidate.subset(self.used), slab_px, self.joint_settings, gain, watch
                 )
                 self.checkpoint.arrays[f"guard.{name}"] = blocks
                 if self.checkpoint.is_due:
@@ -566,7 +566,7 @@ class _Run:
             for number, (images, weight) in enumerate(self.halves()):
                 key = f"half{number}"
                 if key not in self.checkpoint.stages:
-                    start = jittered(subset(final, self.used), self.settings.seed + 1 + number)
+                    start = jittered(final.subset(self.used), self.settings.seed + 1 + number)
                     fit = JointFit(images, weight, start, slab_px, half_settings(self.joint_settings))
                     found = fit.run(self.watch("error bars", first=number / 2, share=0.5))
                     self.checkpoint.stages[key] = alignment_to_dict(found.alignment)
@@ -633,20 +633,6 @@ def rigid(alignment: Alignment) -> Alignment:
     """
     axis = axis_rotation(float(np.median(axis_angle(alignment.linear[alignment.included]))))
     return replace(alignment, linear=np.tile(axis, (alignment.n_tilts, 1, 1)), warp=None)
-
-
-def subset(alignment: Alignment, indices: Ints) -> Alignment:
-    """The alignment of some images only."""
-    warp = alignment.warp
-    return replace(
-        alignment,
-        tilt_deg=alignment.tilt_deg[indices],
-        linear=alignment.linear[indices],
-        shift_px=alignment.shift_px[indices],
-        x_tilt_deg=alignment.x_tilt_deg[indices],
-        warp=None if warp is None else replace(warp, vectors=warp.vectors[indices]),
-        excluded={},
-    )
 
 
 def merged(whole: Alignment, part: Alignment, indices: Ints) -> Alignment:

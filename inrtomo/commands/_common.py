@@ -224,13 +224,13 @@ class _TiltList(click.ParamType):
         if isinstance(value, tuple):
             return value
         indices: set[int] = set()
-        for part in str(value).replace(" ", "").split(","):
-            first, dash, last = part.partition("-")
+        for part in str(value).split(","):
+            first, dash, last = (word.strip() for word in part.partition("-"))
             if not (first + last).isascii() or not first.isdecimal() or (dash and not last.isdecimal()):
                 self.fail(f"{value!r} is not a list of tilts; write it as 3,7-9, counting from 0", param, ctx)
             low, high = int(first), int(last or first)
             if high < low:
-                self.fail(f"{part!r} runs backwards; write {high}-{low}", param, ctx)
+                self.fail(f"{part.strip()!r} runs backwards; write {high}-{low}", param, ctx)
             indices.update(range(low, high + 1))
         return tuple(sorted(indices))
 

@@ -354,9 +354,12 @@ def _read_json(path: Path) -> SeriesRecord:
     try:
         alignment = alignment_from_dict(values)
         inputs = whole.get("input") if isinstance(whole.get("input"), dict) else {}
-        nominal = _known(whole.get("nominal_tilt_deg", inputs.get("nominal_tilt_deg")), alignment.n_tilts, numbers.TILT)
-        exposure = _known(whole.get("exposure_e_A2"), alignment.n_tilts, numbers.DOSE)
+        recorded = whole.get("nominal_tilt_deg", inputs.get("nominal_tilt_deg"))
         images = whole.get("images")
+        exposure = whole.get("exposure_e_A2")
+        lists = {"nominal_tilt_deg": recorded, "exposure_e_A2": exposure, "images": images}
+        for name, values in lists.items():
+            _check_one_an_image(name, values, alignment.n_tilts, path)
         thickness = whole.get("thickness_px")
         if thickness is None and alignment.pixel_size_A and whole.get("thickness_nm"):
             nm = numbers.check(whole["thickness_nm"], f"{path}: thickness_nm", numbers.THICKNESS_NM)
@@ -366,9 +369,9 @@ def _read_json(path: Path) -> SeriesRecord:
         return SeriesRecord(
             alignment,
             str(whole.get("name") or series_name(path)),
-            nominal,
-            exposure,
-            tuple(map(str, images)) if isinstance(images, list) and len(images) == alignment.n_tilts else None,
+            _known(recorded, numbers.TILT),
+            _known(exposure, numbers.DOSE),
+            tuple(map(str, images)) if images else None,
             float(thickness) if thickness else None,
             stack=_stack_of(inputs),
         )
@@ -402,19 +405,26 @@ def _read_mdoc(path: Path, image_size: tuple[int, int] | None, notes: list[str])
     notes.append(f"{path.name}: has recorded angles only, so all shifts are 0; the tilt axis {axis}")
     name = Path(path.stem).stem if Path(path.stem).suffix in STACK_SUFFIXES else path.stem
     pixel, said = mdoc_pixel_size(mdoc, path.name, size)
-    notes += [said] if said else []
+    notes += [said, *mdoc.remarks] if said else mdoc.remarks
     alignment = Alignment.identity(mdoc.tilt_deg, size, mdoc.axis_deg or 0.0, pixel)
     return SeriesRecord(alignment, name, mdoc.tilt_deg, mdoc.prior_exposure_e_A2)
 
 
-def _known(values: object, n: int, quantity: numbers.Quantity) -> Array | None:
-    """A list of as many numbers as there are images, or None; ValueError where one of them cannot be."""
-    if not isinstance(values, list) or len(values) != n:
+def _check_one_an_image(name: str, values: object, n: int, path: Path) -> None:
+    """InputError where a list of the JSON, if it is there, has not one entry an image."""
+    if values is not None and not (isinstance(values, list) and len(values) == n):
+        count = f"{len(values)} entries" if isinstance(values, list) else "no list"
+        raise InputError(f"{path}: {name} has {count} for {n} images; give the file of this series")
+
+
+def _known(values: list[Any] | None, quantity: numbers.Quantity) -> Array | None:
+    """Numbers of a list, or None where there is none; ValueError where one of them cannot be."""
+    if values is None:
         return None
     array = np.array(values, dtype=np.float64)
-    if not ((array >= quantity.low) & (array <= quantity.high)).all():
+    if array.ndim != 1 or not ((array >= quantity.low) & (array <= quantity.high)).all():
         raise ValueError
-    return array if array.shape == (n,) else None
+    return array
 
 
 def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: list[str]) -> Alignment:

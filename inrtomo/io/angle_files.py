@@ -38,7 +38,9 @@ def read_angles(path: str | Path, n_tilts: int | None = None, quantity: Quantity
     rows = _in_columns(lines, path)
     for k, words in rows:
         numbers.read_all(words[1:], f"{path}: line {k}")
-        if len(words) != len(rows[0][1]) or len(words) > MOST_COLUMNS:
+        if len(words) > MOST_COLUMNS:
+            raise InputError(f"{path}: line {k} has {len(words)} numbers; write one angle a line")
+        if len(words) != len(rows[0][1]):
             raise InputError(
                 f"{path}: line {k} has {len(words)} numbers, line {rows[0][0]} has {len(rows[0][1])}; write one angle "
                 "a line"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PureWindowsPath
 
@@ -50,7 +50,11 @@ MDOC = Section(
 SECTION = re.compile(r"^\[ZValue\s*=\s*\d+\s*\]$", re.ASCII)
 SIZE = re.compile(r"^ImageSize\s*=\s*(\S.*)$")
 AXIS = re.compile(r"Tilt axis angle\s*=\s*([^\s\]]+?)(?=,?(\s|\]|$))")
-DATE_FORMATS = ("%d-%b-%y  %H:%M:%S", "%d-%b-%Y  %H:%M:%S", "%Y-%b-%d  %H:%M:%S", "%Y-%m-%d  %H:%M:%S")
+DAYS = ("%d-%b-%y", "%d-%b-%Y", "%Y-%b-%d", "%Y-%m-%d")
+HOURS = ("%H:%M:%S", "%I:%M:%S %p")
+HALF_A_DAY_S = 12 * 3600.0
+SAME_SPACING = 0.02
+"""Pixel sizes of one file that differ by more are of different magnifications."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Mdoc:
         tilt_deg: stage tilt; dose_e_A2: of every image; prior_dose_e_A2: received before it;
         time_s: seconds since the first exposure; pixel_size_A: of the images; axis_deg: tilt axis from the title;
         movies: name of every section's movie without its folder; image_size: (nx, ny).
+        remarks: sentences on what the file says and cannot be used.
     """
 
     tilt_deg: Array
@@ -71,6 +76,7 @@ class Mdoc:
     axis_deg: float | None
     movies: list[str] | None
     image_size: tuple[int, int] | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def order(self) -> NDArray[np.int64] | None:
@@ -112,11 +118,11 @@ def read_mdoc(path: str | Path) -> Mdoc:
         elif line.startswith("["):
             in_section = bool(SECTION.match(line))
             if in_section:
-                kept.append(line)
+                kept.append(f"[ZValue = {value.rstrip('] ')}]")
         elif in_section and key in NUMBERS and value:
             kept.append(f"{key} = {numbers.read(value, f'{path}: line {number}: {key}', NUMBERS[key])!r}")
         elif in_section and key in KEYS and value:
-            kept.append(line)
+            kept.append(f"{key} = {value}")
     try:
         sections = MdocFile.from_lines(kept).section_data
     except ValueError as error:
@@ -138,16 +144,39 @@ def read_mdoc(path: str | Path) -> Mdoc:
          for title in titles if (m := AXIS.search(title))),
         None,
     )  # fmt: skip
-    return Mdoc(
+    one_spacing = spacing is not None and 0 < spacing.max() <= (1 + SAME_SPACING) * spacing.min()
+    remarks = []
+    if spacing is not None and spacing.any() and not one_spacing:
+        remarks.append(
+            f"{path}: its images have pixel sizes from {spacing.min():.4g} to {spacing.max():.4g} Å; none is used, so "
+            "check whether they are of one magnification"
+        )
+    mdoc = Mdoc(
         tilt_deg=tilt,
         dose_e_A2=_column([section.ExposureDose for section in sections]),
         prior_dose_e_A2=_column([section.PriorRecordDose for section in sections]),
         time_s=_times([section.DateTime for section in sections]),
-        pixel_size_A=float(spacing[0]) if spacing is not None and spacing[0] > 0 else None,
+        pixel_size_A=float(spacing[0]) if spacing is not None and one_spacing else None,
         axis_deg=axis,
         movies=None if None in paths else [PureWindowsPath(str(p)).name for p in paths],
         image_size=size,
     )
+    if mdoc.prior_exposure_e_A2 is None and mdoc.dose_e_A2 is not None and mdoc.dose_e_A2.any():
+        why = _no_order([section.DateTime for section in sections])
+        remarks.append(
+            f"{path}: has the doses of its images but not their order ({why}), so their exposures are unknown"
+        )
+    return replace(mdoc, remarks=tuple(remarks))
+
+
+def _no_order(texts: list[str | None]) -> str:
+    """Why the times of the sections do not say in which order they were recorded."""
+    for k, text in enumerate(texts):
+        if not text:
+            return "no DateTime" if not any(texts) else f"section {k} has no DateTime"
+        if _moment(text) is None:
+            return f"DateTime {text[: numbers.SHOWN]!r} is not known here; write 01-Jan-24  13:30:00"
+    return "sections have the same DateTime"
 
 
 def _sizes(lines: list[str], path: str | Path) -> Iterator[list[float]]:
@@ -172,15 +201,24 @@ def _times(texts: list[str | None]) -> Array | None:
         if moment is None:
             return None
         moments.append(moment)
-    return np.array([(moment - min(moments)).total_seconds() for moment in moments])
+    seconds = np.array([(moment - min(moments)).total_seconds() for moment in moments])
+    # a clock of 12 hours without AM and PM falls once, from 12 to 1
+    falls = np.flatnonzero(np.diff(seconds) < 0)
+    if len(falls) == 1 and all(1 <= moment.hour <= 12 for moment in moments):
+        last, first = (moments[k].hour for k in (falls[0], falls[0] + 1))
+        if (last, first) == (12, 1):
+            seconds[falls[0] + 1 :] += HALF_A_DAY_S
+    return seconds - seconds.min(initial=np.inf)
 
 
 def _moment(text: str) -> datetime | None:
-    for form in DATE_FORMATS:
-        try:
-            return datetime.strptime(re.sub(r"\s+", "  ", text.strip()), form)
-        except ValueError:
-            continue
+    words = re.sub(r"(?<=\d)T(?=\d)", " ", text).split()
+    for day in DAYS:
+        for hours in HOURS:
+            try:
+                return datetime.strptime(" ".join(words), f"{day} {hours}")
+            except ValueError:
+                continue
     return None
 
 

@@ -12,7 +12,6 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inrtomo.align.pipeline import subset
 from inrtomo.align.prepare import PrepareSettings
 from inrtomo.alignment import Alignment
 from inrtomo.ctf import ctf_2d
@@ -133,7 +132,7 @@ def random_series(
     sd *= np.sqrt(signal.var(axis=(1, 2), dtype=np.float64).mean() / 10 ** (level / 10) / np.mean(sd**2))
     noise = sd[:, None, None].astype(np.float32) * random.standard_normal(signal.shape, dtype=np.float32)
     error = float(random.choice([0.0, 0.2, 0.5, 1.0])) if random.random() < 0.6 else 0.0
-    believed = subset(alignment, tilts)
+    believed = alignment.subset(tilts)
     believed = replace(believed, shift_px=believed.shift_px + error * random.normal(size=(len(tilts), 2)))
     unit = np.float32(np.median(sd))
     images = (signal + noise - np.median(signal + noise, axis=(1, 2), keepdims=True)) / unit

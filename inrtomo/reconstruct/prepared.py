@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from inrtomo.align.guard import choose, held_out_blocks
 from inrtomo.align.joint import DEFAULT_SCHEDULE, JointFit, JointSettings, Scale
-from inrtomo.align.pipeline import subset
 from inrtomo.align.prepare import ON_CPU, PixelWork, Prepared, PrepareSettings, prepare
 from inrtomo.alignment import Alignment
 from inrtomo.io.belonging.alignment import scaled
@@ -80,7 +79,7 @@ def prepared_tilts(
     # per px of path in the binned images, so a raw px of path shows 1 / bin of it
     unit = float(np.median(found.gain[used])) / bin
     return PreparedTilts(
-        found.images[used], weight[used], scaled(subset(alignment, used), 1 / bin, (nx, ny)), used, unit, found, bin
+        found.images[used], weight[used], scaled(alignment.subset(used), 1 / bin, (nx, ny)), used, unit, found, bin
     )
 
 

@@ -73,12 +73,18 @@ class Images:
 def on_images(record: SeriesRecord, images: Images, path: Path, notes: list[str]) -> SeriesRecord:
     """The record in the order of the images, with their recorded angles; images it has no entry for are excluded.
 
-    Entries find their images by name, recorded angle, exposure or refined angle, whatever tells them apart.
+    Entries find their images by name, recorded angle, exposure or refined angle, whatever tells them apart. Where they
+    are more than the images, those that are left out have none: many programs write stacks without such images.
 
     Raises:
         InputError: they belong to other images, or it cannot be told which is whose.
     """
     a = record.alignment
+    if len(a.included) <= images.n_tilts < a.n_tilts:
+        left = ", ".join(map(str, sorted(a.excluded)))
+        notes.append(f"{path}: {images.path} is taken not to hold the images that it leaves out ({left}, from 0)")
+        record = _without_excluded(record)
+        a = record.alignment
     at, how, comparison = _places(record, images, path)
     notes += _said_of(comparison, at, path, images)
     if a.n_tilts == images.n_tilts and (at == np.arange(a.n_tilts)).all():
@@ -116,6 +122,19 @@ def on_images(record: SeriesRecord, images: Images, path: Path, notes: list[str]
     elif record.exposure_e_A2 is not None and images.exposure_e_A2 is None:
         notes.append(f"{path}: its doses are lost, since images without an entry have none; an .mdoc has them")
     return replace(record, alignment=moved, nominal_tilt_deg=images.tilt_deg, images=None, exposure_e_A2=exposure)
+
+
+def _without_excluded(record: SeriesRecord) -> SeriesRecord:
+    """The record of the images that its alignment uses."""
+    kept = record.alignment.included
+    nominal, exposure, names = record.nominal_tilt_deg, record.exposure_e_A2, record.images
+    return replace(
+        record,
+        alignment=record.alignment.subset(kept),
+        nominal_tilt_deg=None if nominal is None else nominal[kept],
+        exposure_e_A2=None if exposure is None else exposure[kept],
+        images=None if names is None else tuple(names[k] for k in kept),
+    )
 
 
 def in_order_of(
