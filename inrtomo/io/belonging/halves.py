@@ -62,7 +62,7 @@ def why_not_halves(full: ImageStack, halves: Sequence[ImageStack], names: Sequen
             if _alike(part, whole) > SAME:
                 return f"{name} is the same as the full stack (image {index})"
         share, explained = _shares(whole, parts)
-        if min(explained, _alike(*parts)) > MOST and min(share) < -TAKEN_AWAY * max(share):
+        if min(explained, _alike(*parts)) > MOST and min(share) < -TAKEN_AWAY * max(share) < 0:
             name = names[int(np.argmax(share))]
             return f"{name} seems to hold all frames, and the stack only a part of them; give the full one as the stack"
         likeness.append([_alike(_coarse(part), _coarse(whole)) for part in parts])
