@@ -372,10 +372,13 @@ def _set_halves(series: TiltSeries) -> None:
     """Stacks of odd and even frames beside the full one, when both are there and hold its frames."""
     if series.path.is_dir() or series.path.suffix.lower() in LIST_SUFFIXES:
         return
+    alone: list[Path] = []
     for odd_end, even_end in HALVES:
         for suffix in dict.fromkeys((series.path.suffix, *STACK_SUFFIXES)):
             paths = [series.path.with_name(series.name + end + suffix) for end in (odd_end, even_end)]
-            if not all(path.is_file() for path in paths):
+            there = [path for path in paths if path.is_file()]
+            if len(there) < 2:
+                alone += there
                 continue
             why_not = why_not_halves(series.stack, [open_images(path) for path in paths], list(map(str, paths)))
             if why_not is not None:
@@ -385,6 +388,8 @@ def _set_halves(series: TiltSeries) -> None:
             series.odd, series.even = paths
             series.sources["odd and even"] = f"{paths[0]}, {paths[1]}"
             return
+    if alone and "odd and even" not in series.sources:
+        series.remarks.append(f"{alone[0]}: is left out, the other half of the frames is not beside it")
 
 
 # --- pixels --------------------------------------------------------------------------------------------------------

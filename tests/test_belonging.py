@@ -221,6 +221,20 @@ def test_shifts_of_an_etomo_folder_of_binned_images(tmp_path: Path, how: str) ->
         assert record.thickness_px == pytest.approx(160)
 
 
+def test_a_com_file_in_pixels_of_a_binned_aligned_stack(tmp_path: Path) -> None:
+    """Without IMAGEBINNED, a tilt.com of a stack that newst.com binned has FULLIMAGE and THICKNESS in its pixels."""
+    series = a_stack(tmp_path / "ts.mrc", SORTED, (96, 80))
+    folder = etomo(tmp_path / "etomo", (96, 80), SIZE, "ts.mrc")
+    command = (folder / "tilt.com").read_text().replace("IMAGEBINNED 2", "IMAGEBINNED 1")
+    (folder / "tilt.com").write_text(command)
+    (folder / "newst.com").write_text("$newstack -StandardInput\nOutputFile ts_ali.mrc\nBinByFactor 2\n")
+    for _ in ("with the stack beside it", "without"):
+        record = read_record(folder, series)
+        np.testing.assert_allclose(record.alignment.shift_px[:, 0], SORTED, atol=0.01)
+        assert record.thickness_px == pytest.approx(80)
+        (folder / "ts.mrc").unlink(missing_ok=True)
+
+
 def test_sizes_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     series = a_stack(tmp_path / "ts.mrc", SORTED, (4 * SIZE[0], 4 * SIZE[1]), PIXEL / 4)
     folder = etomo(tmp_path / "etomo", SIZE, (4 * SIZE[0], 4 * SIZE[1]), "ts.mrc")

@@ -173,6 +173,16 @@ def test_single_views_of_imod_by_their_angle(tmp_path: Path) -> None:
         read_ctf(tmp_path / "a.defocus", 7, tilt_deg=np.array([60.0, -50, 40, 55, -10, 58, 3]))
 
 
+def test_inverted_angles_of_imod_leave_the_views_where_they_are(tmp_path: Path) -> None:
+    """Flag 16: the tilt angles were inverted; view 1 is still the first image, and not the last one."""
+    tilt = np.arange(-30, 31, 10.0)
+    text = "16 0 0 0 0 3\n" + "".join(f"{k + 1} {k + 1} {-t} {-t} {2000 + k}\n" for k, t in enumerate(tilt))
+    (tmp_path / "a.defocus").write_text(text)
+    notes: list[str] = []
+    found = read_ctf(tmp_path / "a.defocus", 7, notes, tilt_deg=tilt)
+    assert found.defocus_A == pytest.approx(20000 + 10 * np.arange(7)) and found.hand == -1 and not notes
+
+
 def test_ranges_of_views_of_other_angles_are_said(tmp_path: Path) -> None:
     tilt = np.arange(-60, 61, 10.0)
     text = "".join(f"{k + 1} {k + 3} {tilt[k]} {tilt[k + 2]} {2000 + k}{' 2' * (k == 0)}\n" for k in range(0, 11, 2))

@@ -419,6 +419,8 @@ def frames(n: int = 11, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
         ("another series", "ts_odd.mrc does not show"),
         ("backwards", "ts_odd.mrc has its images in another order"),
         ("by one", "ts_odd.mrc has its images in another order"),
+        ("changed places with the full stack", "ts_odd.mrc seems to hold all frames"),
+        ("negative", "ts_odd.mrc does not show"),
     ],
 )
 def test_halves_are_the_frames_of_the_stack(tmp_path: Path, kind: str, said: str | None) -> None:
@@ -440,7 +442,10 @@ def test_halves_are_the_frames_of_the_stack(tmp_path: Path, kind: str, said: str
         "another series": np.random.default_rng(9).normal(size=odd.shape),
         "backwards": odd[::-1],
         "by one": np.roll(odd, 1, axis=0),
+        "negative": -odd,
     }.get(kind, odd)
+    if kind == "changed places with the full stack":
+        odd, full = full, odd
     path = write_stack(tmp_path / "ts.mrc", full, 2.0)
     write_stack(tmp_path / "ts_odd.mrc", odd, 2.0)
     write_stack(tmp_path / "ts_even.mrc", even, 2.0)
@@ -450,3 +455,10 @@ def test_halves_are_the_frames_of_the_stack(tmp_path: Path, kind: str, said: str
         assert series.odd is not None and not series.remarks
     else:
         assert series.odd is None and re.search(said, series.remarks[0]) and len(series.remarks) == 1
+
+
+def test_a_half_without_the_other_is_said_to_be_left_out(stack: Path) -> None:
+    write_stack(stack.with_name("ts_EVN.mrc"), IMAGES, 2.0)
+    series = open_tilt_series(stack)
+    assert series.odd is None and series.even is None
+    assert [remark for remark in series.remarks if "ts_EVN.mrc" in remark and "left out" in remark]

@@ -446,7 +446,7 @@ def _read_xf(path: Path, series: TiltSeries | tuple[int, int] | None, notes: lis
     warp_path = base.with_name(base.name + "_warp.xf")
     warp_file = imod.read_warp(warp_path, n) if warp_path.is_file() else None
     size, pixel = _size_of(series), None
-    evidence = made_on(path.parent, base.name, n, sides_turned(axis_angle(linear)), command)
+    evidence = made_on(path.parent, base.name, n, sides_turned(axis_angle(linear)), command, size)
     if warp_file is not None:
         _check_same_linear(path, warp_path, linear, shift, warp_file)
         evidence.insert(0, Evidence(warp_path.name, warp_file.size, warp_file.pixel_size_A))

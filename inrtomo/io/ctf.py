@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from inrtomo.ctf import Defoci
 from inrtomo.errors import InputError
 from inrtomo.io import numbers
+from inrtomo.io.belonging.order import SAME_TILT_DEG
 from inrtomo.io.belonging.tables import check_angles_of_ranges, images_by_angle, images_of_rows
 from inrtomo.io.files import read_text
 from inrtomo.io.imod import list_text
@@ -72,6 +73,8 @@ def read_ctf(
         entries = _of_images(entries, images_of_rows([e[0] + 1 for e in entries], n_tilts, path, kept, notes).tolist())
     else:
         entries, hand = _imod(table, path)
+        if hand < 0 and tilt_deg is not None and _have_other_sign(entries, table, tilt_deg):
+            tilt_deg = -tilt_deg
         entries = _views_of_stack(entries, table, n_tilts, path, kept, tilt_deg, notes)
     total, count = np.zeros((4, n_tilts)), np.zeros(n_tilts)
     rows = [k for k, line in lines if not line.startswith("#")][-len(entries) :]
@@ -142,6 +145,16 @@ def _views_of_stack(
     if left:
         notes.append(f"{path}: says nothing of views {list_text(left)}; they are interpolated from those about them")
     return entries
+
+
+def _have_other_sign(entries: list[Entry], table: list[list[float]], tilt_deg: Array) -> bool:
+    """Whether the angles of a file with inverted tilt angles are those of its views with the other sign."""
+    angles = [(row[2] + row[3]) / 2 for row in table[-len(entries) :]]
+    views = [slice(max(first, 0), last + 1) for first, last, *_ in entries]
+    return all(
+        tilt_deg[view].size and abs(angle + np.mean(tilt_deg[view])) < SAME_TILT_DEG
+        for angle, view in zip(angles, views, strict=True)
+    )
 
 
 def _ctffind(table: list[list[float]], path: str | Path) -> tuple[list[Entry], int]:

@@ -9,7 +9,7 @@ from inrtomo.errors import InputError
 from inrtomo.io import etomo, imod, numbers
 from inrtomo.io.belonging.alignment import OTHER_PIXEL, Evidence
 from inrtomo.io.belonging.metadata import known_pixel_size
-from inrtomo.io.belonging.sizes import Size
+from inrtomo.io.belonging.sizes import Size, alike, turned_like
 from inrtomo.io.mrc import MrcHeader, read_header
 
 if TYPE_CHECKING:
@@ -20,14 +20,16 @@ A_BINNING, NEARLY_WHOLE = 1.9, 0.05
 """Pixel sizes tell binned images from a calibration where their ratio is at least this, and whole to this share."""
 
 
-def made_on(folder: Path, base: str, n: int, turned: bool, command: imod.CommandFile | None) -> list[Evidence]:
+def made_on(
+    folder: Path, base: str, n: int, turned: bool, command: imod.CommandFile | None, wanted: Size | None
+) -> list[Evidence]:
     """What says how large the ``n`` images are that the ``.xf`` of a folder was made on, the best first.
 
     The folder's own stack, by its name or by that of ``newst.com``; the prealigned one; ``tilt.com``.
 
     Args:
         turned: the tilt axis lies nearer to x, so aligned images have their sides turned.
-        command: the ``tilt.com`` of this base.
+        command: the ``tilt.com`` of this base; wanted: size of the images it is used for, where that is known.
     """
     newst, found = etomo.newst_command(folder, base), []
     named = None if newst is None else newst.value("InputFile")
@@ -44,6 +46,10 @@ def made_on(folder: Path, base: str, n: int, turned: bool, command: imod.Command
     if full and min(full) >= 1:
         # of aligned images in what Etomo and AreTomo write; of raw ones by IMOD's manual
         size = (int(full[1]), int(full[0])) if turned else (int(full[0]), int(full[1]))
+        unit = 1.0 if command is None else etomo.length_unit(command)
+        known = found[0].size if found else wanted
+        if unit > 1 and known is not None and not alike(turned_like(size, known), known, 1.0):
+            size = round(size[0] * unit), round(size[1] * unit)  # of a binned aligned stack, as all its lengths
         found.append(Evidence("FULLIMAGE in its tilt.com", size, None, may_be_turned=turned))
     return found
 

@@ -28,6 +28,10 @@ LOOK_AROUND = 0.6
 """Below it, the other images of the series are looked at: one of them may be this one."""
 ENOUGH = 1536
 """Pixels along a side, about the middle of an image, that are looked at."""
+TAKEN_AWAY = 0.25
+"""The full stack is the sum of its halves; where it is one less this share of the other, it is a half itself."""
+MOST = 0.5
+"""Of an image's variance that two others explain, and of what one of them shares with the other."""
 MORE = 0.1
 """By how much another image has to be more alike."""
 
@@ -57,12 +61,19 @@ def why_not_halves(full: ImageStack, halves: Sequence[ImageStack], names: Sequen
         for part, name in zip(parts, names, strict=True):
             if _alike(part, whole) > SAME:
                 return f"{name} is the same as the full stack (image {index})"
+        share, explained = _shares(whole, parts)
+        if min(explained, _alike(*parts)) > MOST and min(share) < -TAKEN_AWAY * max(share) < 0:
+            name = names[int(np.argmax(share))]
+            return f"{name} seems to hold all frames, and the stack only a part of them; give the full one as the stack"
         likeness.append([_alike(_coarse(part), _coarse(whole)) for part in parts])
     for k, name in enumerate(names):
         own = np.array([row[k] for row in likeness])
         if own.min() < LOOK_AROUND:
             elsewhere = [_most_like(full, halves[k], index) for index in chosen]
-            if any(i != index and r > one + MORE for (i, r), index, one in zip(elsewhere, chosen, own, strict=True)):
+            if any(
+                i != index and r > max(UNLIKE, one) + MORE
+                for (i, r), index, one in zip(elsewhere, chosen, own, strict=True)
+            ):
                 return f"{name} has its images in another order than the stack"
         if own.max() < UNLIKE:
             return f"{name} does not show what the stack shows (correlation {own.max():.2f})"
@@ -111,6 +122,14 @@ def _alike(one: NDArray, other: NDArray) -> float:
     a, b = a - a.mean(), b - b.mean()
     size = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / size if size > 0 else 0.0
+
+
+def _shares(whole: F32, parts: Sequence[F32]) -> tuple[Array, float]:
+    """Factors of two images whose sum is most like a third, and the share of its variance that this explains."""
+    columns, seen = np.stack([part.ravel() for part in parts]).astype(np.float64), whole.ravel().astype(np.float64)
+    with_whole = columns @ seen
+    factors = np.linalg.solve(columns @ columns.T, with_whole)
+    return np.asarray(factors), float(factors @ with_whole / (seen @ seen))
 
 
 def _most_like(full: ImageStack, half: ImageStack, index: int) -> tuple[int, float]:

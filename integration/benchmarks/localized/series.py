@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from inrtomo.align.pipeline import subset
 from inrtomo.io.mrc import open_stack
 from integration.benchmarks.alignment.volumes import protein_positive
 from integration.benchmarks.localized.methods import NAMES, OURS, scored
@@ -40,7 +39,7 @@ def _job(options: LocalizedOptions, known: Known, method: str, which: str) -> Ca
         alignment = known.alignment(which)
         used = alignment.included
         images = protein_positive(open_stack(known.case.stack).read(), bool(known.case.meta["settings"]["counts"]))
-        series = Imaged(np.ascontiguousarray(images[used]), subset(alignment, used), truth.shape[0])
+        series = Imaged(np.ascontiguousarray(images[used]), alignment.subset(used), truth.shape[0])
         scores = scored(method, series, truth, pixel_A, options.weights)
         said = "true alignment" if which == TRUTH else "inr-align's"
         return [{"table": known.series, "row": f"{NAMES.get(method, method)}, {said}", **scores}]

@@ -12,7 +12,6 @@ from shutil import copy
 import numpy as np
 from numpy.typing import NDArray
 
-from inrtomo.align.pipeline import subset
 from inrtomo.alignment import Alignment
 from inrtomo.io.alignment_json import alignment_from_dict, alignment_to_dict
 from inrtomo.io.files import atomic_path
@@ -53,7 +52,7 @@ def specimen(settings: SimulationSettings, densities: Path | None, work: Path) -
 def every_second(series: Imaged) -> Imaged:
     """The series without every second tilt."""
     kept = np.arange(0, len(series.images), 2)
-    return replace(series, images=series.images[kept], alignment=subset(series.alignment, kept))
+    return replace(series, images=series.images[kept], alignment=series.alignment.subset(kept))
 
 
 def _made(settings: SimulationSettings, densities: Path | None, work: Path) -> tuple[F32, F32, Alignment]:
