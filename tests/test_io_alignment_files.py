@@ -212,3 +212,22 @@ def test_com_files_and_aln(tmp_path: Path, shared_data: Path) -> None:
         read_alignment(tmp_path / "tilt.com")
     a = read_alignment(shared_data / "interop" / "aretomo" / "alnfile" / "global_no_local.aln", (4096, 4096))
     assert a.n_tilts == 61
+
+
+def test_mirrored_images_are_said_and_refused_where_only_some_are(tmp_path: Path) -> None:
+    images, notes = series(tmp_path), list[str]()
+    (tmp_path / "a.tlt").write_text((tmp_path / "ts.rawtlt").read_text())
+    mirrored, plain = "-1 0 0 1 0.5 0\n", "1 0 0 1 0.5 0\n"
+    (tmp_path / "a.xf").write_text(mirrored * N)
+    read_alignment(tmp_path / "a.xf", images, notes)
+    assert any("mirror the images" in note for note in notes)
+    (tmp_path / "a.xf").write_text(plain * 3 + mirrored + plain * (N - 4))
+    with pytest.raises(InputError, match=r"a\.xf: the transform of image 3 .* mirrors it"):
+        read_alignment(tmp_path / "a.xf", images)
+
+
+@pytest.mark.parametrize(("name", "said"), [("tilt.com", "runs no newstack.*folder"), ("ts.edf", "give its folder")])
+def test_files_of_etomo_that_hold_no_transforms(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_text("$tilt -StandardInput\nTILTFILE ts.tlt\nTHICKNESS 40\n")
+    with pytest.raises(InputError, match=said):
+        read_alignment(tmp_path / name, series(tmp_path))

@@ -124,6 +124,8 @@ def read_record(
         raise InputError(f"{path}: no such file or folder; check the name")
     if path.suffix.lower() in STACK_SUFFIXES and path.is_file():
         raise InputError(f"{path}: is a stack of images; give the file or folder that holds its alignment")
+    if path.suffix in (".edf", ".adoc"):
+        raise InputError(f"{path}: says how Etomo works, not how images lie; give its folder, or the .xf in it")
     given = path
     if path.is_dir():
         path = _find_in_folder(path, _base_of(series))
@@ -150,6 +152,8 @@ def read_record(
             thickness_px=_thickness(path),
         )
     record = replace(record, alignment=_checked(record.alignment, path))
+    if (np.linalg.det(record.alignment.linear) < 0).all():
+        notes.append(f"{path}: its transforms mirror the images, so the hand of the tomogram is the other one")
     if path.suffix == ".aln" and record.nominal_tilt_deg is None and not isinstance(series, TiltSeries):
         notes.append(
             f"{path.name}: has no AlphaOffset, so it is not known how far its angles are from the recorded ones"
@@ -535,7 +539,10 @@ def _read_warp(path: Path, series: TiltSeries | tuple[int, int] | None, notes: l
 
 def _read_com(path: Path, series: TiltSeries | tuple[int, int] | None, notes: list[str]) -> Alignment:
     """``newst.com``: the transforms it names."""
-    name = etomo.read_newst(path).value("TransformFile")
+    try:
+        name = etomo.read_newst(path).value("TransformFile")
+    except InputError:
+        raise InputError(f"{path}: runs no newstack, so it names no transforms; give the .xf or its folder") from None
     if not name:
         raise InputError(f"{path}: names no TransformFile; give the .xf itself")
     target = path.parent / name

@@ -26,8 +26,8 @@ MAGNIFICATION = (0.1, 10.0)
 def check_plausible(alignment: Alignment, path: str | Path) -> None:
     """InputError, naming file and image, where an alignment has numbers that cannot be.
 
-    Looked at are tilt angles, tilts about x, magnification, shifts against the width of the images, the pixel size and
-    the indices of excluded images.
+    Looked at are tilt angles, tilts about x, magnification, mirrored images among others, shifts against the width of
+    the images, the pixel size and the indices of excluded images.
     """
     a = alignment
     check_tilt_angles(a.tilt_deg, a.n_tilts, path)
@@ -35,7 +35,13 @@ def check_plausible(alignment: Alignment, path: str | Path) -> None:
     if min(a.image_size) >= SMALLEST_PX:
         furthest = Quantity("a shift", "px", 0.0, SHIFT_WIDTHS * max(a.image_size))
         _check_each(np.abs(a.shift_px).max(axis=1), furthest, path)
-    scale = np.sqrt(np.abs(np.linalg.det(a.linear)))
+    area = np.linalg.det(a.linear)
+    mirrored = np.flatnonzero(area < 0)
+    if 0 < len(mirrored) < a.n_tilts:
+        raise InputError(
+            f"{path}: the transform of image {mirrored[0]} (from 0) mirrors it, those of others do not; correct it"
+        )
+    scale = np.sqrt(np.abs(area))
     _check_each(scale, Quantity("a magnification", "", *MAGNIFICATION), path)
     pixel = a.pixel_size_A
     if pixel is not None and not (isinstance(pixel, float | int) and math.isfinite(pixel) and pixel > 0):
