@@ -98,6 +98,17 @@ def test_a_flat_specimen_shows_the_same_at_the_opposite_angle(noise: float) -> N
     assert order_doubt(flat, np.random.default_rng(1).permutation(tilt), used) is not None
 
 
+@pytest.mark.parametrize("normal", [6.0, -10.0])
+def test_a_flat_specimen_that_is_inclined_shows_the_same_from_both_sides_of_its_normal(normal: float) -> None:
+    """A lamella: what mirrors its projections is its normal, not zero tilt."""
+    prepared, images, truth = prepared_blobs(0.0)
+    tilt, used = truth.tilt_deg, prepared.included
+    one_side = normal - np.sign(normal) * np.abs(tilt - normal)
+    flat = images[[int(np.abs(tilt - angle).argmin()) for angle in one_side]]
+    assert order_doubt(flat, tilt, used) is None
+    assert order_doubt(flat, np.random.default_rng(1).permutation(tilt), used) is not None
+
+
 def test_nothing_is_said_of_noise_and_of_few_images() -> None:
     rng = np.random.default_rng(0)
     images = rng.normal(size=(31, 64, 64)).astype(np.float32)

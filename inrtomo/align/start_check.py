@@ -37,6 +37,7 @@ AXIS_OFF_DEG = 9.0  # tracks find the axis from as far off; further they stay ne
 AXIS_SIGNIFICANT, ORDER_SIGNIFICANT = 4.0, 3.0  # standard errors; the best of many axes gains 3 by chance
 LEAST_IMAGES = 8  # of which something can be said
 ORDER_GAIN = 1.1  # by so much the most similar images must be more alike than neighbours in angle
+MOST_INCLINED_DEG = 30.0  # of the normal of a flat specimen to the beam at zero tilt
 LEAST_OVERLAP = 0.5  # of the view of an image, with the next one in angle
 
 
@@ -150,10 +151,14 @@ def order_doubt(images: F32, tilt_deg: Array, included: Ints) -> str | None:
     gain = alike - expected
     if gain.mean() <= ORDER_SIGNIFICANT * gain.std() / np.sqrt(len(gain)) or not _much_more(alike, expected, usual):
         return None
-    # a flat specimen shows the same at the opposite angle, whatever the order: it has to hold without these images too
-    mirrored = ~near & (np.abs(tilt[:, None] + tilt) < np.median(np.diff(tilt)) / 2)
-    if not _much_more(*_alike(halves, near, np.eye(n, dtype=bool) | mirrored)[:3]):
-        return None
+    # a flat specimen looks alike from both sides of its normal, which is tilted in a lamella, whatever the
+    # order: it has to hold without such pairs too, wherever the normal is
+    step, itself = float(np.median(np.diff(tilt))), np.eye(n, dtype=bool)
+    sums = tilt[:, None] + tilt
+    for total in np.arange(-2 * MOST_INCLINED_DEG, 2 * MOST_INCLINED_DEG + step / 2, max(step / 2, 0.5)):
+        mirrored = ~near & (np.abs(sums - total) < 0.49 * step)
+        if not _much_more(*_alike(halves, near, itself | mirrored)[:3]):
+            return None
     return (
         f"the tilt angles do not fit the order of the images: {away} of {n} images are more like others "
         "than like those next to them in angle; give the angles in the order of the stack with --tilt-angles"
