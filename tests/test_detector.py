@@ -147,6 +147,17 @@ def test_the_later_of_two_copies_is_left_out(images: np.ndarray, scale: float) -
     assert found(images).copies == {}
 
 
+def test_one_image_with_two_tilt_angles_is_a_doubt_and_many_copies_are_few_notes() -> None:
+    tilt = np.array([-3.0, 0.0, 3.0, -3.0])
+    one = Defects(np.zeros((NY, NX), dtype=bool), copies={2: 1})
+    said = one.doubt(tilt)
+    assert said is not None and "images 1 and 2" in said and "0° and 3°" in said and "--exclude" in said
+    # taken or written twice at one angle: whichever is used, it is right
+    assert Defects(one.fixed, copies={3: 0}).doubt(tilt) is None
+    notes = Defects(one.fixed, copies={40 + i: i for i in range(40)}).notes()
+    assert len(notes) < 12 and "79" in notes[-1]
+
+
 def test_repaired_pixels_follow_a_plane_and_the_others_stay() -> None:
     y, x = np.mgrid[:NY, :NX].astype(np.float32)
     plane = 3 * x - 2 * y + 7

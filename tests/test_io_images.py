@@ -33,6 +33,19 @@ def test_tiff_stack_has_its_first_row_below_as_in_mrc(tmp_path: Path, dtype: typ
         np.testing.assert_array_equal(stack.image(k), images[k])
 
 
+def test_a_tiff_that_lies_otherwise_is_refused(tmp_path: Path) -> None:
+    """Rows from the bottom (4) or a quarter turn (6), which some programs obey and others do not."""
+    assert open_images(
+        as_tiff(tmp_path / "1.tif", IMAGES, photometric="minisblack", extratags=[(274, 3, 1, 1, True)])
+    ).shape == (3, 5, 7)
+    for value in (4, 6):
+        path = as_tiff(
+            tmp_path / f"{value}.tif", IMAGES, photometric="minisblack", extratags=[(274, 3, 1, value, True)]
+        )
+        with pytest.raises(InputError, match=f"{value}.tif: .*Orientation is {value}.*tiffset"):
+            open_images(path)
+
+
 def test_lists_may_mix_formats_and_lengths(tmp_path: Path) -> None:
     first = write_stack(tmp_path / "a.mrc", IMAGES[:2], 3.0)
     second = as_tiff(tmp_path / "b.tiff", IMAGES[2])

@@ -17,6 +17,7 @@ from inrtomo.align.settings import AlignSettings
 from inrtomo.align.start_check import (
     AxisCheck,
     StartCheck,
+    axis_doubt,
     between_axes,
     check_axis,
     order_doubt,
@@ -138,6 +139,14 @@ def test_a_wrong_axis_that_the_tracks_put_right_is_no_fault_of_the_result() -> N
     (sentence,) = wrong_start(StartCheck(AxisCheck(86.0, -4.0, 9.0), None), replace(result, linear=start_at(88.0)))
     assert "88.0" in sentence and "-4.0" in sentence and "--tilt-axis auto" in sentence
     assert wrong_start(StartCheck(AxisCheck(86.0, -4.0, 2.0), None), replace(result, linear=start_at(88.0))) == []
+    # refined to within the reach of the tracks, and not to what fits: no failure, and not to be called good either
+    off = StartCheck(AxisCheck(11.0, -5.9, 8.0), None)
+    part_way = replace(result, linear=start_at(2.1))
+    assert wrong_start(off, part_way) == []
+    doubt = axis_doubt(off, part_way)
+    assert doubt is not None and all(word in doubt for word in ("11.0", "2.1", "-5.9", "--tilt-axis auto"))
+    assert axis_doubt(off, replace(result, linear=start_at(-4.0))) is None
+    assert axis_doubt(StartCheck(AxisCheck(11.0, -5.9, 2.0), None), part_way) is None
 
 
 def start_at(axis_deg: float) -> np.ndarray:

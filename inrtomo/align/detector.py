@@ -135,11 +135,24 @@ class Defects:
             f"image {index}: {part:.0%} of it, at its border, is of one value and left out; copy the stack again"
             for index, part in sorted(self.half_empty.items())
         ]
-        notes += [
-            f"image {copy} is a copy of image {first}: left out; if their angles differ, see which of them is right"
-            for copy, first in sorted(self.copies.items())
-        ]
+        shown = sorted(self.copies.items())
+        notes += [f"image {copy} is a copy of image {first} and left out" for copy, first in shown[:LIST]]
+        if len(shown) > LIST:
+            others = [copy for copy, _ in shown[LIST:]]
+            notes.append(f"{len(others)} images more, {others[0]} to {others[-1]}, are copies and left out")
         return notes
+
+    def doubt(self, tilt_deg: Array) -> str | None:
+        """A sentence where an image was written with two tilt angles ``(n,)``: one of them is wrong, maybe the used."""
+        pairs = [(first, copy) for copy, first in sorted(self.copies.items()) if tilt_deg[copy] != tilt_deg[first]]
+        if not pairs:
+            return None
+        first, copy = pairs[0]
+        more = f", and {len(pairs) - 1} pairs more" if len(pairs) > 1 else ""
+        return (
+            f"images {first} and {copy} are one image with two tilt angles, {tilt_deg[first]:g}° and "
+            f"{tilt_deg[copy]:g}°{more}: see which of them is right and leave out the other with --exclude"
+        )
 
 
 def _listed(name: str, numbers: Iterable[int]) -> str:

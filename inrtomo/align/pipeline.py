@@ -36,7 +36,7 @@ from inrtomo.align.level import Level, centred_on_views, find_level, levelled, t
 from inrtomo.align.motion import aligned_half_size
 from inrtomo.align.prepare import Prepared, PrepareSettings, prepare
 from inrtomo.align.settings import AlignSettings
-from inrtomo.align.start_check import AxisCheck, StartCheck, check_start, overlap_doubt, wrong_start
+from inrtomo.align.start_check import AxisCheck, StartCheck, axis_doubt, check_start, overlap_doubt, wrong_start
 from inrtomo.align.tracks import TrackSettings
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
@@ -326,7 +326,7 @@ class _Run:
             sigma_shift_px=None if sigma is None else sigma * self.factor,
             axis_ambiguous=bool(tracked["axis_ambiguous"]),
             wrong_start=wrong_start(self.checked(tracked), final),
-            doubts=self.doubts(final),
+            doubts=self.doubts(self.checked(tracked), final),
             density=None if self.fitted is None else self.fitted.density,
             lattice=None if self.fitted is None else self.fitted.lattice,
             field=None if self.fitted is None else self.fitted.field,
@@ -441,10 +441,15 @@ class _Run:
             "notes": list(notes),
         }
 
-    def doubts(self, final: Alignment) -> list[str]:
+    def doubts(self, checked: StartCheck, final: Alignment) -> list[str]:
         """Sentences on what is worth a look."""
-        other, overlap = self.series.sources.get("other angles"), overlap_doubt(final)
-        return [said for said in (other, overlap) if said]
+        found = (
+            self.series.sources.get("other angles"),
+            axis_doubt(checked, final),
+            overlap_doubt(final),
+            self.defects.doubt(self.series.tilt_deg),
+        )
+        return [said for said in found if said]
 
     @staticmethod
     def checked(tracked: dict[str, Any]) -> StartCheck:

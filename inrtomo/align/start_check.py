@@ -34,6 +34,7 @@ AXES_DEG = np.arange(0.0, 180.0, 30.0)
 NEAR_DEG = 20.0
 MOST_TILTS = 41  # that the axis is sought with
 AXIS_OFF_DEG = 9.0  # tracks find the axis from as far off; further they stay near where they began
+AXIS_FOUND_DEG = 5.0  # beyond what the axis that fits best is known to
 AXIS_SIGNIFICANT, ORDER_SIGNIFICANT = 4.0, 3.0  # standard errors; the best of many axes gains 3 by chance
 LEAST_IMAGES = 8  # of which something can be said
 ORDER_GAIN = 1.1  # by so much the most similar images must be more alike than neighbours in angle
@@ -218,6 +219,19 @@ def wrong_start(checked: StartCheck, result: Alignment) -> list[str]:
                 f"the tilt axis, {axis:.1f}°, does not fit the images: {best:.1f}° fits better; use --tilt-axis auto"
             )
     return out
+
+
+def axis_doubt(checked: StartCheck, result: Alignment) -> str | None:
+    """A sentence when an axis that does not fit the images was refined towards the one that does, and not to it."""
+    if checked.axis is None or checked.axis.fits:
+        return None
+    axis, best = float(np.median(result.rotation_deg[result.included])), checked.axis.best_deg
+    if not AXIS_FOUND_DEG < abs(between_axes(axis, best)) <= AXIS_OFF_DEG:
+        return None
+    return (
+        f"the tilt axis, {checked.axis.axis_deg:.1f}°, does not fit the images and was refined to {axis:.1f}° only: "
+        f"{best:.1f}° fits better; use --tilt-axis auto"
+    )
 
 
 def overlap_doubt(alignment: Alignment) -> str | None:

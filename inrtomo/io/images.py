@@ -19,6 +19,7 @@ F32 = NDArray[np.float32]
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 LIST_SUFFIXES = (".txt", ".lst", ".list")
+ORIENTATION_TAG = 274
 MAX_COMPRESSION = 1000
 """A TIFF whose pages would be larger than this many times its file is damaged."""
 
@@ -35,7 +36,10 @@ class ImageStack(Protocol):
 
 
 class TiffStack:
-    """Pages of a TIFF. Rows are turned over: TIFF counts them from the top, MRC (and IMOD reading TIFF) from below."""
+    """Pages of a TIFF. Rows are turned over: TIFF counts them from the top, MRC (and IMOD reading TIFF) from below.
+
+    Files whose tag says that they lie otherwise are refused: programs differ in whether they obey it.
+    """
 
     pixel_size_A: float | None = None
     tilt_deg: Array | None = None
@@ -46,6 +50,13 @@ class TiffStack:
         with self._opened() as tiff:
             # of a damaged file a size can be anything, and fails here
             pages = [(tuple(int(size) for size in page.shape), page.dtype) for page in tiff.pages]
+            tag = tiff.pages[0].tags.get(ORIENTATION_TAG)
+            lies = 1 if tag is None else int(tag.value)
+        if lies > 1:
+            raise InputError(
+                f"{self.path}: its images do not lie upright (TIFF tag Orientation is {lies}), which programs read "
+                "differently; save them upright, or correct the tag (tiffset -s 274 1)"
+            )
         shapes = {shape for shape, _ in pages}
         grey = all(dtype is not None and dtype.kind in "iuf" for _, dtype in pages)
         if len(shapes) != 1 or not grey or len(pages[0][0]) != 2 or min(pages[0][0]) < 1:
