@@ -35,6 +35,11 @@ def sides_turned(axis_deg: float | Array) -> bool:
     return bool(np.median(np.abs(np.sin(np.deg2rad(axis_deg)))) > np.sqrt(0.5))
 
 
+def point_the_other_way(one_deg: float, other_deg: float) -> bool:
+    """Whether two tilt axes (degrees, IMOD's sense) are nearer to opposite than to across: the hands are different."""
+    return bool(np.cos(np.deg2rad(one_deg - other_deg)) < -np.sqrt(0.5))
+
+
 def turned_size(image_size: tuple[int, int], axis_deg: float | Array) -> tuple[int, int]:
     """Size (nx, ny), px, of aligned images and tomograms of raw images (nx, ny): their sides turned, or not.
 

@@ -13,7 +13,7 @@ from inrtomo.errors import InputError
 from inrtomo.io.angle_files import read_angles
 from inrtomo.io.belonging.halves import why_not_halves
 from inrtomo.io.belonging.metadata import known_pixel_size, pixel_size_of, sections_of
-from inrtomo.io.belonging.order import SAME_TILT_DEG, in_another_order, shown
+from inrtomo.io.belonging.order import SAME_TILT_DEG, in_another_order
 from inrtomo.io.images import LIST_SUFFIXES, ImageStack, open_images
 from inrtomo.io.imod import list_text
 from inrtomo.io.mdoc import Mdoc, read_mdoc
@@ -282,7 +282,8 @@ def _set_tilts(series: TiltSeries, tilt_angles: str | Path | None, record: Mdoc 
 def _compare_angles(series: TiltSeries, record: Mdoc | None) -> None:
     """Remark where the extended header or the ``.mdoc`` has other tilt angles for the images than those that are used.
 
-    A stack sorted by angle keeps the ``.mdoc`` of its acquisition: the order alone says something of the header only.
+    A stack sorted by angle keeps the ``.mdoc`` of its acquisition: another order alone says something of the header
+    only, or where most images have the angle that the ``.mdoc`` has at their place.
     """
     used, header = series.tilt_deg, series.stack.tilt_deg
     source, said = series.sources["tilt angles"], None
@@ -293,11 +294,18 @@ def _compare_angles(series: TiltSeries, record: Mdoc | None) -> None:
         if angles is not None and len(angles) == len(used) and np.ptp(angles) > 0 and _same(used, -angles):
             if not _same(used, angles):
                 said = f"{source}: its angles have the opposite sign of those in {where}: the hand is the other one"
-    if said is None and header is not None and in_another_order(used, header):
-        said = (
-            f"{source}: its angles ({shown(used)}) are those in the header of {series.path} ({shown(header)}) in "
-            "another order; check which is the images'"
-        )
+    of_mdoc = None if record is None else record.tilt_deg
+    moved = of_mdoc is not None and len(of_mdoc) == len(used) and np.mean(np.abs(used - of_mdoc) < SAME_TILT_DEG) > 0.5
+    for where, angles, is_of_images in (
+        (f"the header of {series.path}", header, True),
+        (series.sources.get("mdoc"), of_mdoc, moved),
+    ):
+        if said is None and is_of_images and angles is not None and in_another_order(used, angles):
+            first = int(np.flatnonzero(np.abs(used - angles) > SAME_TILT_DEG)[0])
+            said = (
+                f"{source}: its angles are those in {where} in another order (image {first}: {used[first]:.4g}°, there "
+                f"{angles[first]:.4g}°); check which are the images'"
+            )
     if said is not None:
         series.sources["other angles"] = said
         series.remarks.append(said)

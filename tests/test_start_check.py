@@ -20,6 +20,7 @@ from inrtomo.align.start_check import (
     axis_doubt,
     between_axes,
     check_axis,
+    hand_doubt,
     order_doubt,
     overlap_doubt,
     small_images,
@@ -149,6 +150,14 @@ def test_a_wrong_axis_that_the_tracks_put_right_is_no_fault_of_the_result() -> N
     assert axis_doubt(StartCheck(AxisCheck(11.0, -5.9, 2.0), None), part_way) is None
 
 
+def test_an_axis_against_the_recorded_one_is_the_other_hand() -> None:
+    result = Alignment.identity(np.array([-3.0, 0.0, 3.0]), (64, 64), 176.0)
+    doubt = hand_doubt(-4.0, "ts.mdoc", result)
+    assert doubt is not None and all(word in doubt for word in ("176.0", "-4.0", "ts.mdoc", "--tilt-axis"))
+    for recorded in (None, 170.0, 86.0, -100.0, -184.0):
+        assert hand_doubt(recorded, "ts.mdoc", result) is None
+
+
 def start_at(axis_deg: float) -> np.ndarray:
     return Alignment.identity(np.array([-3.0, 0.0, 3.0]), (64, 64), axis_deg).linear
 
@@ -199,6 +208,11 @@ def test_angles_of_the_other_sign_are_held_against_the_record(tiny_series: Path,
     write_angles(tmp_path / "turned.tlt", -series.tilt_deg)
     turned = tmp_path / "turned.tlt"
     assert "opposite sign" in open_tilt_series(tiny_series / "ts.mrc", turned).sources["other angles"]
+    swapped = series.tilt_deg.copy()
+    swapped[[4, 5]] = swapped[[5, 4]]
+    write_angles(tmp_path / "swapped.tlt", swapped)
+    said = open_tilt_series(tiny_series / "ts.mrc", tmp_path / "swapped.tlt").sources["other angles"]
+    assert "another order" in said and "image 4:" in said
     done = inr("align", tiny_series / "ts.mrc", "-o", tmp_path / "out", "--fast", "--strict", "--tilt-angles", turned)
     assert done.exit_code == 0 and "opposite sign" in done.output
     assert json.loads((tmp_path / "out/ts_align.json").read_text())["verdict"] == "check"

@@ -36,7 +36,15 @@ from inrtomo.align.level import Level, centred_on_views, find_level, levelled, t
 from inrtomo.align.motion import aligned_half_size
 from inrtomo.align.prepare import Prepared, PrepareSettings, prepare
 from inrtomo.align.settings import AlignSettings
-from inrtomo.align.start_check import AxisCheck, StartCheck, axis_doubt, check_start, overlap_doubt, wrong_start
+from inrtomo.align.start_check import (
+    AxisCheck,
+    StartCheck,
+    axis_doubt,
+    check_start,
+    hand_doubt,
+    overlap_doubt,
+    wrong_start,
+)
 from inrtomo.align.tracks import TrackSettings
 from inrtomo.alignment import Alignment
 from inrtomo.errors import InputError
@@ -446,6 +454,7 @@ class _Run:
         found = (
             self.series.sources.get("other angles"),
             axis_doubt(checked, final),
+            hand_doubt(self.series.axis_deg, self.series.sources.get("mdoc", "the .mdoc"), final),
             overlap_doubt(final),
             self.defects.doubt(self.series.tilt_deg),
         )

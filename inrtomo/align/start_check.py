@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from inrtomo.align.coarse import correlate_outwards, parabola_top
 from inrtomo.align.prepare import fourier_crop
 from inrtomo.alignment import Alignment
-from inrtomo.geometry import axis_rotation
+from inrtomo.geometry import axis_rotation, point_the_other_way
 
 Array = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -231,6 +231,17 @@ def axis_doubt(checked: StartCheck, result: Alignment) -> str | None:
     return (
         f"the tilt axis, {checked.axis.axis_deg:.1f}°, does not fit the images and was refined to {axis:.1f}° only: "
         f"{best:.1f}° fits better; use --tilt-axis auto"
+    )
+
+
+def hand_doubt(recorded_axis_deg: float | None, source: str, result: Alignment) -> str | None:
+    """A sentence when the axis of a result points the other way than the one recorded in ``source``, else None."""
+    axis = float(np.median(result.rotation_deg[result.included]))
+    if recorded_axis_deg is None or not point_the_other_way(axis, recorded_axis_deg):
+        return None
+    return (
+        f"the tilt axis, {axis:.1f}°, points the other way than the {recorded_axis_deg:.1f}° of {source}, so the "
+        "specimen has the other hand; see which of them is right and give it with --tilt-axis"
     )
 
 

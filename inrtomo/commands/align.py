@@ -29,6 +29,7 @@ from inrtomo.commands._aligned_stack import frame_record, frame_row
 from inrtomo.commands._common import MEMORY, TILT_AXIS, TILT_LIST, Progress, command, device_option, echo_defaults
 from inrtomo.device import choose_several, memory_bound, peak_device_bytes
 from inrtomo.errors import InputError
+from inrtomo.geometry import point_the_other_way
 from inrtomo.io.alignment_files import alignment_paths, read_alignment, write_alignment
 from inrtomo.io.alignment_json import alignment_to_dict
 from inrtomo.io.files import check_output, make_folder, put_in_place, read_text, write_text
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 _D = AlignSettings()
 PICTURES = ("alignment", "residual", "warp", "loss", "slices")
 TOMOGRAM_OF_THICKNESS = 1.3  # height of the tomogram, in thicknesses of the specimen
-OTHER_WAY_DEG = 135.0  # between two tilt axes: one of them points the wrong way
 
 
 @command("inr-align", context_settings={"show_default": True})
@@ -205,7 +205,7 @@ def main(
 def _axis(option: float | str | None, series: TiltSeries, start: Path | None) -> tuple[float | None, str]:
     """Tilt-axis angle (None: to be found) and where it comes from."""
     if isinstance(option, float):
-        if series.axis_deg is not None and abs((option - series.axis_deg + 180) % 360 - 180) > OTHER_WAY_DEG:
+        if series.axis_deg is not None and point_the_other_way(option, series.axis_deg):
             return option, f"--tilt-axis; the .mdoc says {series.axis_deg:.1f}°: 180° apart, the hand is the other one"
         return option, "--tilt-axis"
     if option == "auto":
