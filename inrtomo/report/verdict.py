@@ -41,8 +41,8 @@ axis or the order of the tilt angles does not fit the images.
 
 Good: the disagreement is at most {GOOD_PX:g} px, at least {RECOGNISED_GOOD:.0%} of the patches are recognised, no tilt
 in use disagrees by more than {BAD_TILT_PX:g} px or goes unrecognised, at most {EXCLUDED_GOOD:.0%} of the tilts are
-left out, images next to each other in tilt show at least half of the same view, and the direction of the tilt axis is
-not a guess.
+left out, images next to each other in tilt show at least half of the same view, tilt angles and axis are not against
+what is recorded or what fits the images, and the direction of the tilt axis is not a guess.
 
 Check: anything else, and any run whose raw images are not at hand.
 
