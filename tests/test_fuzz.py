@@ -58,7 +58,9 @@ def alignment_texts(shared_data: Path, tiny_series: Path, tmp_path_factory: pyte
     table = read_star(folder / "tilt_series" / "a.star")["a"]
     n = len(table["rlnTomoYTilt"])
     table = {k: v for k, v in table.items() if not k.endswith(("Tilt", "ZRot", "ShiftAngst"))}
-    table |= {"rlnTomoProjX": ["[1,0,0,7]"] * n, "rlnTomoProjY": ["[0,1,0,0]"] * n}
+    turns = np.deg2rad(np.linspace(-60, 60, n))
+    table |= {"rlnTomoProjX": [f"[{np.cos(a):.6f},0,{np.sin(a):.6f},7]" for a in turns]}
+    table |= {"rlnTomoProjY": ["[0,1,0,0]"] * n}
     overview = read_star(folder / "tomograms.star")["global"]
     write_star(folder / "old.star", {"global": {k: v for k, v in overview.items() if "StarFile" not in k}, "a": table})
     written = ("a.xf", "a.tlt", "a_warp.xf", "newst.com", "tilt.com", "tomograms.star", "old.star", "a.xml")

@@ -64,7 +64,6 @@ F32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 SURVEY_STEPS = 40
-SURVEY_ROUNDS = 3  # of as many steps: haze leaves slowly, and after one the real series seemed 280 px thick, 11 deg off
 SURVEY_SIZE = 40  # px of the binned images of the survey
 SURVEY_SLAB = 2.0  # slab of the survey, in thicknesses found by the tracks
 LEAST_SLAB_OF_SIZE = 0.15  # no specimen is assumed thinner than this, of the smaller image side
@@ -486,9 +485,9 @@ class _Run:
         if "level" not in stages:
             bin_ = max(1, round(min(self.size) / SURVEY_SIZE))
             least = LEAST_SLAB_OF_SIZE * min(self.size)
-            thick, steps = SURVEY_SLAB * max(given or slab_px, least), SURVEY_ROUNDS * SURVEY_STEPS
+            thick = SURVEY_SLAB * max(given or slab_px, least)
             quick = JointSettings(
-                levels=4, schedule=(Scale(bin_, steps, steps, None),), fit_motion=False, held_out=0.0,
+                levels=4, schedule=(Scale(bin_, SURVEY_STEPS, SURVEY_STEPS, None),), fit_motion=False, held_out=0.0,
                 warp="none" if start.warp is None else "bicubic", seed=s.seed, memory_bytes=s.memory_bytes,
                 device=s.device, shared=bool(s.others),
             )  # fmt: skip
