@@ -110,6 +110,8 @@ def find_level(density: F32, lattice: Lattice, half_view: tuple[float, float]) -
     plane = optimize.minimize(
         spread, plane, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-6 * spread(plane)}
     ).x
+    # a steeper one is not a specimen's but that of a density that tells none, and takes tilt angles past 90 degrees
+    plane[1:] = np.clip(plane[1:], -STEEPEST, STEEPEST)
     low, high = _extent(*_profile(fine, z[:, None, None] - _on(plane, fine_x, fine_y), lattice.spacing))
     thickness = TAPER * (high - low) / np.sqrt(1 + plane[1] ** 2 + plane[2] ** 2)
     return Level(float(plane[0]), float(plane[1]), float(plane[2]), float(thickness))
