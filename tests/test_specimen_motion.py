@@ -269,10 +269,10 @@ def test_where_the_specimen_moves_the_alignment_is_scored_by_its_points(tmp_path
     assert by_slab < 1e-4 and 0.1 < by_points < 2.0
 
 
-def test_motion_is_the_specimens_unless_a_warp_is_asked_for(tmp_path: Path) -> None:
+def test_the_specimen_moves_where_its_motion_is_asked_for(tmp_path: Path) -> None:
     tiny = "--size 32 32 --thickness 10 --tilt-step 30 --beads 0 --vesicles 0 --base t".split()
     for name, words in (
-        ("usual", []), ("still", ["--warp", "0"]), ("warp", ["--warp", "1"]), ("own", ["--warp", "0", "--motion", "2"]),
+        ("usual", []), ("still", ["--warp", "0"]), ("warp", ["--warp", "1"]), ("own", ["--motion", "2"]),
     ):  # fmt: skip
         result = CliRunner().invoke(simulate_command, ["-o", str(tmp_path / name), *tiny, *words])
         assert result.exit_code == 0, result.output
@@ -281,5 +281,5 @@ def test_motion_is_the_specimens_unless_a_warp_is_asked_for(tmp_path: Path) -> N
     }
     sizes = {name: [truth["settings"][k] for k in ("motion_px", "doming_px", "thinning_px", "warp_max_px")]
              for name, truth in made.items()}  # fmt: skip
-    assert sizes == {"usual": [0.5, 1, 0.5, 0], "still": [0, 0, 0, 0], "warp": [0, 0, 0, 1], "own": [2, 0, 0, 0]}
+    assert sizes == {"usual": [0, 0, 0, 1], "still": [0, 0, 0, 0], "warp": [0, 0, 0, 1], "own": [2, 0, 0, 0]}
     assert made["still"]["warp"] is None and len(made["warp"]["warp"]["x"]) == 5

@@ -17,8 +17,8 @@ from inrtomo.simulate.settings import SCHEMES, SPECIMENS
 _D = SimulationSettings()
 THICKNESS_NM = {"lamella": 200.0}
 """Of specimens that are not usually 40 nm thick."""
-USUAL_MOTION = {"motion_px": 0.5, "doming_px": 1.0, "thinning_px": 0.5}
-"""What a specimen does when nothing is said of its motion."""
+MOTION = ("motion_px", "doming_px", "thinning_px")
+"""Of the specimen, in place of --warp. Not by default: its truth has an x-tilt an image, which only fbp takes."""
 
 
 @command("inr-simulate", context_settings={"show_default": True})
@@ -66,7 +66,7 @@ USUAL_MOTION = {"motion_px": 0.5, "doming_px": 1.0, "thinning_px": 0.5}
     metavar="PX",
     help="Random smooth motion of the specimen as the images see it, RMS per axis. Like all its motion it goes with "
     "the dose, fast at first (1 - exp(-dose / 40 e/Å2)), and leaves out what no series can show.  "
-    f"[default: {USUAL_MOTION['motion_px']:g}, with --warp 0]",
+    "[default: 0]",
 )
 @click.option(
     "--motion-length",
@@ -78,15 +78,13 @@ USUAL_MOTION = {"motion_px": 0.5, "doming_px": 1.0, "thinning_px": 0.5}
     "--doming",
     type=float,
     metavar="PX",
-    help="Rise of the specimen's middle over points a view away, from the first to the last exposure.  "
-    f"[default: {USUAL_MOTION['doming_px']:g}, with --warp 0]",
+    help="Rise of the specimen's middle over points a view away, from the first to the last exposure.  [default: 0]",
 )
 @click.option(
     "--thinning",
     type=float,
     metavar="PX",
-    help="Way of either face towards the middle, and between in proportion to depth.  "
-    f"[default: {USUAL_MOTION['thinning_px']:g}, with --warp 0]",
+    help="Way of either face towards the middle, and between in proportion to depth.  [default: 0]",
 )
 @click.option(
     "--sliding", default=_D.sliding_px, metavar="PX", help="Way of the faces along the specimen, in opposite senses."
@@ -96,7 +94,8 @@ USUAL_MOTION = {"motion_px": 0.5, "doming_px": 1.0, "thinning_px": 0.5}
     "--warp",
     type=float,
     metavar="PX",
-    help="Local motion of the images instead of the specimen's, by control points: the largest. 0 for no local motion.",
+    help="Local motion of the images by control points: the largest.  "
+    f"[default: {_D.warp_max_px:g}; 0 where --motion, --doming or --thinning move the specimen]",
 )
 @click.option("--warp-points", default=_D.warp_points, help="Control points of --warp along each axis.")
 @click.option("--snr", default=_D.snr_db, metavar="DB", help="10 log10(mean signal variance / noise variance).")
@@ -127,8 +126,8 @@ def main(folder: Path, base: str, overwrite: bool, noise_free: bool, **options) 
     if o["pixel_size"] <= 0:
         raise InputError(f"--pixel-size {o['pixel_size']:g}: must be positive; give Å per pixel")
     thickness = THICKNESS_NM.get(o["specimen"], 40.0) if o["thickness"] is None else o["thickness"]
-    motion = dict.fromkeys(USUAL_MOTION, 0.0) if o["warp"] is not None else dict(USUAL_MOTION)
-    motion |= {key: value for key in USUAL_MOTION if (value := o[key.removesuffix("_px")]) is not None}
+    motion = {key: o[key.removesuffix("_px")] or 0.0 for key in MOTION}
+    warp = (0.0 if any(motion.values()) else _D.warp_max_px) if o["warp"] is None else o["warp"]
     settings = SimulationSettings(
         size=o["size"],
         specimen=o["specimen"],
@@ -152,7 +151,7 @@ def main(folder: Path, base: str, overwrite: bool, noise_free: bool, **options) 
         sliding_px=o["sliding"],
         creep_px=o["creep"],
         **motion,
-        warp_max_px=o["warp"] or 0.0,
+        warp_max_px=warp,
         warp_points=o["warp_points"],
         snr_db=None if noise_free else o["snr"],
         wide=o["wide"],
