@@ -88,7 +88,6 @@ QUANTITIES = {
 HALF_PIXEL = 0.5
 """Warp's image centre, index n / 2, in our centred pixels."""
 SAME_X_TILT_DEG = 5e-4
-DEFAULT_PIXELS_ACROSS = 0.3
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ UNTOLD_A = 1.0
 """The pixel size that many programs write when they were not told one."""
 PIXEL_RANGE_A = (0.05, 1000.0)
 """Of images in an electron microscope, binned ones included."""
-OTHER_PIXEL = 0.05
+CONTRADICTED = 0.05
 """Pixel sizes that differ by more are said."""
 SAME_SHAPE = 0.01
 
@@ -67,11 +67,11 @@ def pixel_size_of(
     noted, scale_said = mdoc_pixel_size(mdoc, mdoc_name, size)
     if given_A is not None:
         for other, whose in ((header, "the header"), (noted, mdoc_name)):
-            if other is not None and abs(given_A / other - 1) > OTHER_PIXEL:
+            if other is not None and abs(given_A / other - 1) > CONTRADICTED:
                 said.append(f"the pixel size given, {given_A:.4g} Å, is not that of {whose}, {other:.4g} Å")
         return PixelSize(given_A, "as given", tuple(said))
     if header is not None:
-        if noted is not None and abs(noted / header - 1) > OTHER_PIXEL:
+        if noted is not None and abs(noted / header - 1) > CONTRADICTED:
             said.append(f"pixel size: the header says {header:.4g} Å, {mdoc_name} {noted:.4g} Å; the header's is used")
         return PixelSize(header, "header", tuple(said))
     if scale_said:
